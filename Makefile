@@ -1,0 +1,81 @@
+# `make demo` and `make test` are all that a fresh machine needs: Python 3.11 or newer with pip, and make.
+#
+# Each check is one target here. `BIN=` names the environment it runs in: this file's own `.venv`, made on
+# first use, or any other (tox passes its own, see tox.ini).
+
+PYTHON ?= python3
+VENV := .venv
+BIN ?= $(VENV)/bin
+PYTEST_ARGS ?=
+
+# Relative on purpose: pip splits this variable at spaces, and a clone may lie in a folder that has some.
+export PIP_CONSTRAINT := constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export OMP_NUM_THREADS ?= 1
+
+STAMP := $(VENV)/.installed
+ifeq ($(BIN),$(VENV)/bin)
+READY := $(STAMP)
+endif
+
+PYTEST := "$(BIN)/pytest" -n 2 --dist worksteal
+CORE_TESTS := tests/unit tests/contract tests/stateful tests/crash tests/compat tests/cli
+SNIPPETS := tests/packaging/test_snippets.py
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup demo test lint types test-core test-wheel test-torch test-lightning test-frameworks \
+	test-lean format clean
+
+help: ## list the targets
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
+
+setup: $(READY) ## make .venv and install everything for development
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "ckpt-core needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY) ## train, kill, resume, compare bit for bit
+	"$(BIN)/python" examples/demo.py
+
+# The leanest checks come first, so that a slip shows in seconds; the closing lines are pytest's.
+test: lint types test-lean test-frameworks ## everything CI runs
+
+lint: $(READY) ## ruff and the import floors
+	"$(BIN)/ruff" check
+	"$(BIN)/ruff" format --check
+	"$(BIN)/lint-imports"
+
+types: $(READY) ## mypy --strict
+	"$(BIN)/mypy"
+
+test-lean: $(READY) ## the core and the wheel, each in a tox environment without any framework
+	"$(BIN)/python" -m tox run -e core,wheel
+
+test-core: $(READY) ## the core's tests, in the environment at hand
+	$(PYTEST) $(CORE_TESTS) $(PYTEST_ARGS)
+
+test-wheel: $(READY) ## the built wheel, public names, import cost, documents
+	$(PYTEST) tests/packaging $(PYTEST_ARGS)
+
+test-torch: $(READY) ## the PyTorch adapter
+	$(PYTEST) tests/integrations/torch $(PYTEST_ARGS)
+
+test-lightning: $(READY) ## the Lightning adapter
+	$(PYTEST) tests/integrations/lightning $(PYTEST_ARGS)
+
+test-frameworks: $(READY) ## every adapter, and the documents that need one
+	$(PYTEST) tests/integrations $(SNIPPETS) $(PYTEST_ARGS)
+
+format: $(READY) ## let ruff format and fix
+	"$(BIN)/ruff" check --fix
+	"$(BIN)/ruff" format
+
+clean: ## remove environments, caches and build results
+	rm -rf $(VENV) .tox dist build demo-run .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+		.import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

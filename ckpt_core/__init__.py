@@ -1,0 +1,89 @@
+"""Framework-neutral checkpoints for model training: durable, verified, deduplicated, exact to resume.
+
+The names below are public and load on first use, so that importing the package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ckpt_core.errors import CatalogError as CatalogError
+    from ckpt_core.errors import CkptError as CkptError
+    from ckpt_core.errors import CorruptionError as CorruptionError
+    from ckpt_core.errors import FormatError as FormatError
+    from ckpt_core.errors import HookError as HookError
+    from ckpt_core.errors import MissingExtraError as MissingExtraError
+    from ckpt_core.errors import NotFoundError as NotFoundError
+    from ckpt_core.errors import SaveNotDoneError as SaveNotDoneError
+    from ckpt_core.errors import StateError as StateError
+    from ckpt_core.errors import StateMismatchError as StateMismatchError
+    from ckpt_core.errors import StoreError as StoreError
+    from ckpt_core.errors import UsageError as UsageError
+    from ckpt_core.hooks import BaseHook as BaseHook
+    from ckpt_core.hooks import HookContext as HookContext
+    from ckpt_core.hooks import HookEvent as HookEvent
+    from ckpt_core.hooks import HookManager as HookManager
+    from ckpt_core.hooks import HookPriority as HookPriority
+    from ckpt_core.hooks import hook as hook
+    from ckpt_core.manager import CheckpointManager as CheckpointManager
+    from ckpt_core.model import Attempt as Attempt
+    from ckpt_core.model import Checkpoint as Checkpoint
+    from ckpt_core.model import Decision as Decision
+    from ckpt_core.pipeline.opened import CheckpointReader as CheckpointReader
+    from ckpt_core.pipeline.queue import SaveHandle as SaveHandle
+    from ckpt_core.pipeline.workspace import Workspace as Workspace
+    from ckpt_core.policies import AnyOf as AnyOf
+    from ckpt_core.policies import EveryEpochs as EveryEpochs
+    from ckpt_core.policies import EveryMinutes as EveryMinutes
+    from ckpt_core.policies import EverySteps as EverySteps
+    from ckpt_core.policies import KeepAll as KeepAll
+    from ckpt_core.policies import KeepBest as KeepBest
+    from ckpt_core.policies import KeepEvery as KeepEvery
+    from ckpt_core.policies import KeepLast as KeepLast
+    from ckpt_core.policies import KeepSpaced as KeepSpaced
+    from ckpt_core.policies import KeepTagged as KeepTagged
+    from ckpt_core.policies import KeepWithinBytes as KeepWithinBytes
+    from ckpt_core.policies import Never as Never
+    from ckpt_core.policies import OnImprovement as OnImprovement
+    from ckpt_core.session import Session as Session
+    from ckpt_core.tree import register_codec as register_codec
+
+_MODULES = {
+    "ckpt_core.errors": (
+        "CatalogError", "CkptError", "CorruptionError", "FormatError", "HookError", "MissingExtraError",
+        "NotFoundError", "SaveNotDoneError", "StateError", "StateMismatchError", "StoreError", "UsageError",
+    ),
+    "ckpt_core.hooks": ("BaseHook", "HookContext", "HookEvent", "HookManager", "HookPriority", "hook"),
+    "ckpt_core.manager": ("CheckpointManager",),
+    "ckpt_core.model": ("Attempt", "Checkpoint", "Decision"),
+    "ckpt_core.pipeline.opened": ("CheckpointReader",),
+    "ckpt_core.pipeline.queue": ("SaveHandle",),
+    "ckpt_core.pipeline.workspace": ("Workspace",),
+    "ckpt_core.policies": (
+        "AnyOf", "EveryEpochs", "EveryMinutes", "EverySteps", "KeepAll", "KeepBest", "KeepEvery", "KeepLast",
+        "KeepSpaced", "KeepTagged", "KeepWithinBytes", "Never", "OnImprovement",
+    ),
+    "ckpt_core.session": ("Session",),
+    "ckpt_core.tree": ("register_codec",),
+}  # fmt: skip
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted([*_HOME, "__version__"])  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from ckpt_core.config import version_of
+
+        return version_of("ckpt-core") or "unknown"
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

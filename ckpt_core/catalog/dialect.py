@@ -1,0 +1,246 @@
+"""What differs between databases, and nothing else: exact text, upserts, locks, and what an error means.
+
+The only module that may write SQL, or read an error code, of one database.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Dialect, String, Table, Text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.types import TypeEngine
+
+__all__ = [
+    "WRITES",
+    "begin",
+    "error_kind",
+    "exact_text",
+    "hold_migration_lock",
+    "insert_new",
+    "long_text",
+    "set_up_connection",
+    "upsert",
+    "upsert_bulk",
+    "without_foreign_keys",
+]
+
+Row = Mapping[str, Any]
+
+WRITES = "ckpt_writes"
+"""The execution option of a connection whose transaction will write."""
+
+_MIGRATION_LOCK = 0x636B7074  # "ckpt"
+
+_SQLITE_KINDS = {
+    sqlite3.SQLITE_BUSY: "locked",
+    sqlite3.SQLITE_LOCKED: "locked",
+    sqlite3.SQLITE_CORRUPT: "corrupt",
+    sqlite3.SQLITE_NOTADB: "corrupt",
+    sqlite3.SQLITE_READONLY: "read-only",
+    sqlite3.SQLITE_FULL: "full",
+    sqlite3.SQLITE_CANTOPEN: "unavailable",
+    sqlite3.SQLITE_IOERR: "unavailable",
+    sqlite3.SQLITE_PERM: "unavailable",
+    sqlite3.SQLITE_AUTH: "unavailable",
+}
+_POSTGRESQL_KINDS = {
+    "55P03": "locked",  # lock_not_available
+    "40001": "locked",  # serialization_failure
+    "40P01": "locked",  # deadlock_detected
+    "25006": "read-only",
+    "53100": "full",
+    "XX001": "corrupt",
+    "XX002": "corrupt",
+}
+_MYSQL_KINDS = {
+    1205: "locked",
+    1213: "locked",
+    1290: "read-only",
+    1792: "read-only",
+    1021: "full",
+    1034: "corrupt",
+}
+
+
+def exact_text(dialect: Dialect, length: int) -> TypeEngine[Any]:
+    """A text column that compares by code points. SQLite does so by itself."""
+    if dialect.name == "postgresql":
+        return String(length, collation="C")
+    if dialect.name in ("mysql", "mariadb"):
+        from sqlalchemy.dialects.mysql import VARCHAR
+
+        # Collations without padding: with others "a" and "a " are one name.
+        collation = "utf8mb4_nopad_bin" if getattr(dialect, "is_mariadb", False) else "utf8mb4_0900_bin"
+        return VARCHAR(length, charset="utf8mb4", collation=collation)
+    return String(length)
+
+
+def long_text(dialect: Dialect) -> TypeEngine[Any]:
+    """Text of some megabytes; a plain TEXT of MySQL ends at 64 KiB."""
+    if dialect.name in ("mysql", "mariadb"):
+        from sqlalchemy.dialects.mysql import MEDIUMTEXT
+
+        return MEDIUMTEXT(charset="utf8mb4")
+    return Text()
+
+
+def insert_new(connection: Connection, table: Table, rows: Sequence[Row]) -> None:
+    """Inserts rows; those whose key is there already stay as they are."""
+    if not rows:
+        return
+    if connection.dialect.name in ("mysql", "mariadb"):
+        from sqlalchemy.dialects.mysql import insert as mysql_insert
+
+        # Not INSERT IGNORE, which would also hide values cut short.
+        first = next(iter(rows[0]))
+        kept = {first: table.c[first]}
+        connection.execute(mysql_insert(table).on_duplicate_key_update(kept), list(rows))
+        return
+    connection.execute(_conflicting_insert(connection, table).on_conflict_do_nothing(), list(rows))
+
+
+def upsert(connection: Connection, table: Table, keys: Sequence[str], rows: Sequence[Row]) -> None:
+    """Inserts rows, or overwrites the columns given where a row has these keys. No key twice in `rows`."""
+    if rows:
+        connection.execute(_upserting_insert(connection, table, keys, list(rows[0])), list(rows))
+
+
+def upsert_bulk(
+    connection: Connection,
+    table: Table,
+    keys: Sequence[str],
+    columns: Sequence[str],
+    rows: Sequence[tuple[int | float | str | None, ...]],
+) -> None:
+    """`upsert` for very many rows, of values that need no conversion, as tuples in the order of `columns`.
+
+    SQLAlchemy writes the statement, but does not look at each row, which took half of the time.
+    """
+    if not rows:
+        return
+    statement = _upserting_insert(connection, table, keys, columns)
+    compiled = statement.compile(dialect=connection.dialect, column_keys=list(columns))
+    names = compiled.positiontup
+    if names is None:
+        connection.exec_driver_sql(str(compiled), [dict(zip(columns, row, strict=True)) for row in rows])
+    else:
+        if list(names) != list(columns):  # the order of the statement is the table's
+            places = [columns.index(name) for name in names]
+            rows = [tuple(row[place] for place in places) for row in rows]
+        connection.exec_driver_sql(str(compiled), list(rows))
+
+
+def _upserting_insert(
+    connection: Connection, table: Table, keys: Sequence[str], columns: Sequence[str]
+) -> Any:
+    rest = [name for name in columns if name not in keys]
+    if connection.dialect.name in ("mysql", "mariadb"):
+        from sqlalchemy.dialects.mysql import insert as mysql_insert
+
+        mine = mysql_insert(table)
+        return mine.on_duplicate_key_update({name: mine.inserted[name] for name in rest})
+    insert = _conflicting_insert(connection, table)
+    update = {name: insert.excluded[name] for name in rest}
+    return insert.on_conflict_do_update(index_elements=list(keys), set_=update)
+
+
+def _conflicting_insert(connection: Connection, table: Table) -> Any:
+    if connection.dialect.name == "postgresql":
+        from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+
+        return postgresql_insert(table)
+    from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+
+    return sqlite_insert(table)
+
+
+def set_up_connection(connection: Any, *, timeout: float, write_ahead: bool | None) -> None:
+    """Readies a new SQLite connection. `connection` is the driver's own; `write_ahead` None: change nothing.
+
+    synchronous: in WAL mode NORMAL, since a power cut can then take the last transactions but never the
+    whole, and what they said is in the store too. In any other mode NORMAL may corrupt: FULL.
+    """
+    connection.isolation_level = None  # the driver begins nothing by itself: `begin` does
+    connection.execute(f"PRAGMA busy_timeout = {int(timeout * 1000):d}")
+    connection.execute("PRAGMA foreign_keys = ON")
+    if write_ahead is not None:
+        mode = _keep_journal(connection, "wal" if write_ahead else "delete")
+        connection.execute("PRAGMA synchronous = NORMAL" if mode == "wal" else "PRAGMA synchronous = FULL")
+
+
+def _keep_journal(connection: Any, wanted: str) -> str:
+    """Puts the file in this journal mode, which it keeps; returns the mode that it is in afterwards.
+
+    Processes that make one catalog at once all get here. The change of mode does not wait for another's
+    lock, but BEGIN EXCLUSIVE does: so wait there and look again.
+    """
+    for _ in range(100):
+        mode = str(connection.execute("PRAGMA journal_mode").fetchone()[0])
+        if mode in (wanted, "memory"):
+            return mode
+        try:
+            return str(connection.execute(f"PRAGMA journal_mode = {wanted}").fetchone()[0])
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+        connection.execute("BEGIN EXCLUSIVE")
+        connection.execute("COMMIT")
+    return mode
+
+
+def begin(connection: Connection) -> None:
+    """Begins an SQLite transaction.
+
+    One that will write takes the write lock now: a reader that turns writer later is refused at once if
+    another wrote in between, whatever the busy timeout.
+    """
+    writes = connection.get_execution_options().get(WRITES, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+@contextmanager
+def without_foreign_keys(connection: Connection) -> Iterator[None]:
+    """For a migration: SQLite alters a table by copying it and dropping the old one, which would take along
+    the rows that refer to it. Call it before the transaction begins; inside, the setting cannot change."""
+    if connection.dialect.name != "sqlite":
+        yield
+        return
+    driver: Any = connection.connection.dbapi_connection
+    driver.execute("PRAGMA foreign_keys = OFF")
+    try:
+        yield
+    finally:
+        driver.execute("PRAGMA foreign_keys = ON")
+
+
+def hold_migration_lock(connection: Connection) -> None:
+    """Lets one process at a time make or migrate the tables, until its transaction ends.
+
+    SQLite's write lock, taken by `begin`, is enough there. MySQL ends transactions at each change of a
+    table: its lock belongs to the connection and goes when that is closed.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK:d})")
+    elif connection.dialect.name in ("mysql", "mariadb"):
+        connection.exec_driver_sql("SELECT GET_LOCK('ckpt_catalog', 60)")
+
+
+def error_kind(error: DBAPIError) -> str:
+    """The `kind` of the CatalogError that a database's refusal becomes; "database" for one without a name."""
+    cause: Any = error.orig
+    if isinstance(cause, sqlite3.Error):
+        # The low byte is the primary code; the rest says more than anyone acts upon.
+        return _SQLITE_KINDS.get(getattr(cause, "sqlite_errorcode", 0) & 0xFF, "database")
+    if error.connection_invalidated:
+        return "unavailable"
+    state = getattr(cause, "sqlstate", None)
+    if isinstance(state, str):
+        return "unavailable" if state[:2] in ("08", "57") else _POSTGRESQL_KINDS.get(state, "database")
+    code = cause.args[0] if cause is not None and cause.args else None
+    if isinstance(code, int):
+        return "unavailable" if 2000 <= code < 2100 else _MYSQL_KINDS.get(code, "database")
+    return "unavailable" if type(error).__name__ == "OperationalError" else "database"

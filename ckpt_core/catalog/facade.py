@@ -1,0 +1,283 @@
+"""The catalog as the rest of the engine sees it: each method is one question or one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Literal, Self, final
+
+from ckpt_core.catalog import audit, checkpoints, integrity, metrics, migrate, queries
+from ckpt_core.catalog.audit import AuditEntry
+from ckpt_core.catalog.checkpoints import Entry
+from ckpt_core.catalog.engine import Database
+from ckpt_core.catalog.identities import IN_LIST, batches
+from ckpt_core.catalog.integrity import IntegrityCheck
+from ckpt_core.catalog.rebuild import Rebuild
+from ckpt_core.model import Attempt, Checkpoint, ExperimentSummary, MetricPoint
+
+__all__ = ["Catalog"]
+
+
+@final
+class Catalog:
+    """The SQL index of experiments, checkpoints and metrics. Made by `Catalog.open`.
+
+    All methods may be called from any thread. Each that writes is one transaction (those that take an
+    iterable: one for each batch, and the iterable is read outside of it), safe to repeat, and raises
+    CatalogError, whose `kind` is "locked", "corrupt", "unavailable", "read-only", "full", "closed" or
+    "database"; UsageError for a value that cannot be stored. Datetimes are aware and in UTC.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @classmethod
+    def open(cls, url: str, *, timeout: float = 30.0) -> Self:
+        """The catalog at an SQLAlchemy URL, created or upgraded first where it must be.
+
+        `timeout`: seconds to wait for other writers. Raises CatalogError, UsageError, MissingExtraError, and
+        FormatError for a catalog that a newer version made.
+        """
+        database = Database.open(url, timeout=timeout)
+        try:
+            migrate.bring_up_to_date(database)
+        except BaseException:
+            database.close()
+            raise
+        return cls(database)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connections. May be called again."""
+        self._database.close()
+
+    @property
+    def url(self) -> str:
+        """Where the catalog is, without any password."""
+        return str(self._database)
+
+    # -- checkpoints, written
+
+    def put_checkpoint(self, checkpoint: Checkpoint, packs: Sequence[tuple[str, int]]) -> None:
+        """Adds a checkpoint, or overwrites it: its metrics, tags, pin and packs become what is given.
+
+        `packs`: name and size of each. A forgotten checkpoint is live again; a tag that another checkpoint
+        of the experiment had moves.
+        """
+        with self._database.writing() as connection:
+            checkpoints.put(connection, [(checkpoint, packs)])
+
+    def put_checkpoints(self, entries: Iterable[Entry]) -> int:
+        """`put_checkpoint` for many, in batches; returns how many."""
+        count = 0
+        for batch in batches(entries, IN_LIST):
+            with self._database.writing() as connection:
+                checkpoints.put(connection, batch)
+            count += len(batch)
+        return count
+
+    def forget_checkpoints(self, ids: Iterable[str]) -> int:
+        """Marks checkpoints as forgotten; returns how many were live. Unknown ids are passed over."""
+        with self._database.writing() as connection:
+            return checkpoints.forget(connection, ids)
+
+    def drop_checkpoints(self, ids: Iterable[str]) -> int:
+        """Deletes checkpoints, live or forgotten, and packs that only they named; returns how many."""
+        with self._database.writing() as connection:
+            return checkpoints.drop(connection, ids)
+
+    def set_tag(self, experiment: str, tag: str, checkpoint_id: str) -> None:
+        """Puts a tag on a live checkpoint of the experiment and off any other. Raises NotFoundError."""
+        with self._database.writing() as connection:
+            checkpoints.set_tag(connection, experiment, tag, checkpoint_id)
+
+    def remove_tag(self, experiment: str, tag: str) -> bool:
+        """Takes a tag off; whether it was there."""
+        with self._database.writing() as connection:
+            return checkpoints.remove_tag(connection, experiment, tag)
+
+    def set_pinned(self, checkpoint_id: str, pinned: bool) -> None:
+        """Pins or unpins a live checkpoint. Raises NotFoundError."""
+        with self._database.writing() as connection:
+            checkpoints.set_pinned(connection, checkpoint_id, pinned)
+
+    # -- checkpoints, read
+
+    def checkpoint(self, checkpoint_id: str, *, include_forgotten: bool = False) -> Checkpoint | None:
+        """The checkpoint of this id; None where there is none."""
+        with self._database.reading() as connection:
+            return queries.one(connection, checkpoint_id, include_forgotten)
+
+    def find_prefix(self, prefix: str, experiment: str | None = None, limit: int = 10) -> list[Checkpoint]:
+        """Checkpoints whose id begins with `prefix` (upper case, as ids are), by id."""
+        with self._database.reading() as connection:
+            return queries.find_prefix(connection, prefix, experiment, limit)
+
+    def checkpoints(
+        self,
+        experiment: str | None = None,
+        *,
+        lineage: str | None = None,
+        tag: str | None = None,
+        step: int | None = None,
+        newest_first: bool = False,
+        limit: int | None = None,
+        offset: int = 0,
+        include_forgotten: bool = False,
+    ) -> list[Checkpoint]:
+        """Checkpoints that meet every condition given.
+
+        Ordered by `Checkpoint.order`; across experiments by `created_at`, since orders of different
+        experiments have nothing to do with each other.
+        """
+        with self._database.reading() as connection:
+            return queries.listing(
+                connection,
+                experiment,
+                lineage=lineage,
+                tag=tag,
+                step=step,
+                newest_first=newest_first,
+                limit=limit,
+                offset=offset,
+                include_forgotten=include_forgotten,
+            )
+
+    def ids(self, experiment: str | None = None, *, include_forgotten: bool = False) -> set[str]:
+        """The ids of all checkpoints of an experiment, or of all experiments."""
+        with self._database.reading() as connection:
+            return queries.ids(connection, experiment, include_forgotten)
+
+    def newest(self, experiment: str) -> Checkpoint | None:
+        """The newest checkpoint of the newest attempt that saved; None where nothing was saved."""
+        with self._database.reading() as connection:
+            return queries.newest(connection, experiment)
+
+    def best(
+        self,
+        experiment: str,
+        metric: str,
+        mode: Literal["min", "max"],
+        lineage: str | None = None,
+        limit: int = 1,
+    ) -> list[Checkpoint]:
+        """The best checkpoints by a metric, the best first; ties to the older; NaN is never best.
+
+        Without `lineage` of all lineages of the experiment, at the cost of one look-up for each.
+        """
+        with self._database.reading() as connection:
+            return queries.best(connection, experiment, metric, mode, lineage, limit)
+
+    def packs(self, checkpoint_id: str) -> list[tuple[str, int]]:
+        """Name and size of each pack that a checkpoint needs, by name."""
+        with self._database.reading() as connection:
+            return queries.pack_list(connection, checkpoint_id)
+
+    def packs_by_key(self) -> dict[str, list[str]]:
+        """For the key of each live manifest the names of the packs it needs: what prune asks."""
+        with self._database.reading() as connection:
+            return queries.packs_by_key(connection)
+
+    def pinned(self, experiment: str) -> set[str]:
+        """The ids of the pinned checkpoints of an experiment."""
+        with self._database.reading() as connection:
+            return queries.pinned_ids(connection, experiment)
+
+    def tags(self, experiment: str) -> dict[str, str]:
+        """Each tag of an experiment and the id of its checkpoint, by name."""
+        with self._database.reading() as connection:
+            return queries.tags_of(connection, experiment)
+
+    def experiments(self) -> list[ExperimentSummary]:
+        """Every experiment, by name. Sums over all checkpoints: for people, not for loops."""
+        with self._database.reading() as connection:
+            return queries.summaries(connection)
+
+    # -- metric series
+
+    def add_metrics(self, experiment: str, attempt: Attempt, points: Iterable[MetricPoint]) -> int:
+        """Adds points that one attempt logged, in batches; returns how many were given.
+
+        Of two points with the same name and step the later one counts, also across calls.
+        """
+        count = 0
+        for batch in batches(points, metrics.BATCH):
+            with self._database.writing() as connection:
+                metrics.add(connection, experiment, attempt, batch)
+            count += len(batch)
+        return count
+
+    def metric_names(self, experiment: str) -> list[str]:
+        """Names of all metrics of an experiment, sorted."""
+        with self._database.reading() as connection:
+            return metrics.names(connection, experiment)
+
+    def metric_series(self, experiment: str, name: str, lineage: str | None = None) -> list[MetricPoint]:
+        """The series of a lineage by step; where several attempts logged a step, the newest one's point.
+
+        Without `lineage`: of the newest attempt that logged anything.
+        """
+        with self._database.reading() as connection:
+            return metrics.series(connection, experiment, name, lineage)
+
+    # -- history
+
+    def record_check(
+        self,
+        checkpoint_id: str | None,
+        kind: str,
+        outcome: str,
+        detail: Mapping[str, Any] | None = None,
+        bytes_checked: int = 0,
+    ) -> None:
+        """Writes down what a verification found. The checkpoint need not be in the catalog."""
+        with self._database.writing() as connection:
+            integrity.record(connection, checkpoint_id, kind, outcome, detail or {}, bytes_checked)
+
+    def checks(self, checkpoint_id: str | None = None, limit: int | None = None) -> list[IntegrityCheck]:
+        """Verifications of one checkpoint, or all, the newest first."""
+        with self._database.reading() as connection:
+            return integrity.recorded(connection, checkpoint_id, limit)
+
+    def audit(
+        self,
+        event: str,
+        subject: str,
+        outcome: str,
+        detail: Mapping[str, Any] | None = None,
+        actor: str | None = None,
+    ) -> int:
+        """Appends to the audit trail; returns the entry's id. `actor` is `user@host:pid` unless given."""
+        with self._database.writing() as connection:
+            return audit.append(connection, event, subject, outcome, detail or {}, actor)
+
+    def audit_log(self, limit: int | None = None) -> list[AuditEntry]:
+        """The audit trail, the newest entry first."""
+        with self._database.reading() as connection:
+            return audit.entries(connection, limit)
+
+    def verify_audit(self) -> int | None:
+        """The id of the first entry that is not as it was written, or is missing; None where all are well."""
+        with self._database.reading() as connection:
+            return audit.first_broken(connection)
+
+    # -- all of it
+
+    @contextmanager
+    def rebuild(self) -> Iterator[Rebuild]:
+        """Empties the catalog and fills it through the object given, all in one transaction.
+
+        Others see the old contents until it ends, and keep them where it raises. Audit trail and checks
+        stay. Writers wait meanwhile: gather what goes in beforehand. The thread inside must not use the
+        catalog's own methods.
+        """
+        with self._database.writing() as connection:
+            yield Rebuild(connection)

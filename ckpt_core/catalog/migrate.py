@@ -1,0 +1,179 @@
+"""Brings the tables to the revision that this version of the engine knows, when a catalog is opened.
+
+The revisions themselves are in `migrations/`. Alembic is imported only where an older catalog is upgraded.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+from sqlalchemy import Connection, insert, inspect, select
+
+from ckpt_core import clock
+from ckpt_core.catalog import audit
+from ckpt_core.catalog.engine import Database
+from ckpt_core.catalog.schema import REVISIONS, catalog_version, metadata
+from ckpt_core.errors import CatalogError, CkptError, FormatError
+
+__all__ = ["bring_up_to_date", "upgrade"]
+
+_log = logging.getLogger("ckpt_core.catalog")
+
+SCRIPTS = "ckpt_core.catalog:migrations"
+BACKUPS = "backups"
+
+
+def bring_up_to_date(
+    database: Database, *, scripts: str = SCRIPTS, revisions: Sequence[str] = REVISIONS
+) -> Path | None:
+    """Creates what is missing and upgrades what is older, in one transaction; the backup made, if any.
+
+    Where nothing is to be done this is one SELECT. Two processes may do it at once: one does, one waits.
+    Raises FormatError for a catalog of a newer version, CatalogError where the database will not do.
+    """
+    head = revisions[-1]
+    found = _glance(database)
+    if found == head:
+        return None
+    _refuse_newer(database, found, revisions)
+    if database.read_only:
+        raise database.error("read-only", "it would have to be created or upgraded first")
+    with database.altering() as connection:
+        found = _revision(connection, database)
+        if found == head:
+            return None
+        if found is None:
+            _create(connection, head)
+            return None
+        _refuse_newer(database, found, revisions)
+        backup = _back_up(database, found)
+        _log.info(
+            "upgrading the catalog %s from revision %s to %s; backup: %s", database, found, head, backup
+        )
+        try:
+            upgrade(connection, scripts)
+            _check_references(connection)
+        except CkptError:
+            raise
+        except Exception as error:
+            raise CatalogError(
+                f"the catalog {database} could not be upgraded from revision {found} to {head} ({error}) "
+                f"and was left as it was; backup: {backup}; `ckpt reindex` makes a new one from the store",
+                kind="migration",
+                url=str(database),
+                backup=backup,
+            ) from error
+        return backup
+
+
+def upgrade(connection: Connection, scripts: str = SCRIPTS) -> None:
+    """Runs every revision that this database has not seen, inside the caller's transaction."""
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config(attributes={"connection": connection, "version_table": catalog_version.name})
+    config.set_main_option("script_location", scripts.replace("%", "%%"))
+    command.upgrade(config, "head")
+
+
+def _glance(database: Database) -> str | None:
+    """The revision by one SELECT, which answers for every catalog but a new one."""
+    try:
+        with database.reading() as connection:
+            return _version(connection)
+    except CatalogError as error:
+        if error.kind != "database":
+            raise
+        return None  # no such table, most likely: `_revision` looks closer
+
+
+def _revision(connection: Connection, database: Database) -> str | None:
+    """The revision; None for a database without any of our tables."""
+    present = set(inspect(connection).get_table_names())
+    found = _version(connection) if catalog_version.name in present else None
+    if found is not None:
+        return found
+    ours = present & (set(metadata.tables) - {catalog_version.name})
+    if ours:
+        raise CatalogError(
+            f"the database {database} has tables named {', '.join(sorted(ours))}, but not of a catalog: "
+            "give the catalog a database of its own",
+            kind="foreign",
+            url=str(database),
+        )
+    return None
+
+
+def _version(connection: Connection) -> str | None:
+    found: str | None = connection.scalar(select(catalog_version.c.version_num))
+    return found
+
+
+def _refuse_newer(database: Database, found: str | None, revisions: Sequence[str]) -> None:
+    if found is not None and found not in revisions:
+        raise FormatError(
+            f"the catalog {database} is of revision {found}, newer than this version of ckpt-core knows "
+            f"({revisions[-1]}): upgrade with `pip install -U ckpt-core`",
+            kind="newer",
+            url=str(database),
+            revision=found,
+        )
+
+
+def _create(connection: Connection, head: str) -> None:
+    """All tables at once, as the revisions together would make them; a test holds the two equal."""
+    metadata.create_all(connection)
+    audit.begin_chain(connection)
+    connection.execute(insert(catalog_version).values(version_num=head))
+
+
+def _check_references(connection: Connection) -> None:
+    """What SQLite did not look at while foreign keys were off."""
+    if connection.dialect.name == "sqlite":
+        broken = connection.exec_driver_sql("PRAGMA foreign_key_check").first()
+        if broken is not None:
+            raise ValueError(f"a row of {broken[0]} refers to nothing in {broken[2]}")
+
+
+def _back_up(database: Database, revision: str) -> Path | None:
+    """A copy of an SQLite file beside it, by SQLite's online backup; its path.
+
+    Called while this process holds the write lock and has changed nothing: the copy is what was there.
+    Servers are backed up by those who run them: None.
+    """
+    if database.path is None:
+        if database.engine.dialect.name != "sqlite":
+            _log.warning("the catalog %s is upgraded without a backup: its server's own must do", database)
+        return None
+    folder = database.path.parent / BACKUPS
+    name = f"{database.path.stem}-{revision}-{clock.now():%Y%m%dT%H%M%S%fZ}.db"
+    final, partial = folder / name, folder / f".{name}.partial"
+    try:
+        folder.mkdir(exist_ok=True)
+        with closing(sqlite3.connect(database.path)) as source, closing(sqlite3.connect(partial)) as copy:
+            source.backup(copy)
+        _flush(partial)
+        os.replace(partial, final)
+        _flush(folder)
+    except (OSError, sqlite3.Error) as error:
+        partial.unlink(missing_ok=True)
+        raise CatalogError(
+            f"the catalog {database} was not upgraded, as its backup in {folder} failed ({error}): make room "
+            "or give write permission there, then open it again",
+            kind="backup",
+            url=str(database),
+        ) from error
+    return final
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,273 @@
+"""Reads checkpoints, tags and experiments. Each walks an index: a test asks the query planner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from sqlalchemy import ColumnElement, Connection, Row, Select, distinct, func, select
+
+from ckpt_core.catalog.identities import IN_LIST, batches, experiment_of, metric_of
+from ckpt_core.catalog.schema import (
+    LIVE,
+    attempts,
+    checkpoint_metrics,
+    checkpoint_packs,
+    checkpoints,
+    experiments,
+    packs,
+    tags,
+)
+from ckpt_core.catalog.types import untidy_number
+from ckpt_core.errors import UsageError
+from ckpt_core.model import Attempt, Checkpoint, ExperimentSummary
+
+__all__ = ["best", "find_prefix", "ids", "listing", "newest", "one", "pack_list", "packs_by_key",
+           "pinned_ids", "summaries", "tags_of"]  # fmt: skip
+
+Order = Sequence[ColumnElement[Any]]
+
+# Checkpoint.order, as columns.
+_ORDER = (checkpoints.c.attempt_number, checkpoints.c.attempt_uid, checkpoints.c.step, checkpoints.c.uid)
+# Orders of different experiments have nothing to do with each other: there, time decides.
+_TIME_ORDER = (checkpoints.c.created_at, checkpoints.c.uid)
+
+
+def one(connection: Connection, uid: str, include_forgotten: bool) -> Checkpoint | None:
+    """The checkpoint of this id."""
+    found = _load(connection, _select(include_forgotten).where(checkpoints.c.uid == uid))
+    return found[0] if found else None
+
+
+def find_prefix(connection: Connection, prefix: str, experiment: str | None, limit: int) -> list[Checkpoint]:
+    """Live checkpoints whose id begins with `prefix`, by id."""
+    if not (prefix.isascii() and prefix.isprintable()):
+        return []
+    # A range, not LIKE: it uses the index, and % and _ are mere characters. DEL follows all printable ASCII.
+    query = _select().where(checkpoints.c.uid >= prefix, checkpoints.c.uid < prefix + "\x7f")
+    if experiment is not None:
+        query = query.where(checkpoints.c.experiment_id == experiment_of(experiment))
+    return _load(connection, query.order_by(checkpoints.c.uid).limit(limit))
+
+
+def listing(
+    connection: Connection,
+    experiment: str | None,
+    *,
+    lineage: str | None,
+    tag: str | None,
+    step: int | None,
+    newest_first: bool,
+    limit: int | None,
+    offset: int,
+    include_forgotten: bool,
+) -> list[Checkpoint]:
+    """Checkpoints that meet every condition given, in their order; across experiments by time."""
+    query = _select(include_forgotten)
+    if experiment is not None:
+        query = query.where(checkpoints.c.experiment_id == experiment_of(experiment))
+    if lineage is not None:
+        query = query.where(checkpoints.c.lineage_uid == lineage)
+    if step is not None:
+        query = query.where(checkpoints.c.step == step)
+    if tag is not None:
+        query = query.join(tags, tags.c.checkpoint_id == checkpoints.c.id).where(tags.c.name == tag)
+    order = _TIME_ORDER if experiment is None else _ORDER
+    query = query.order_by(*((column.desc() for column in order) if newest_first else order))
+    return _load(connection, query.limit(limit).offset(offset or None))
+
+
+def newest(connection: Connection, experiment: str) -> Checkpoint | None:
+    """The newest live checkpoint of the newest attempt that saved."""
+    mine = checkpoints.c.experiment_id == experiment_of(experiment)
+    query = _select().where(mine).order_by(*(column.desc() for column in _ORDER)).limit(1)
+    found = _load(connection, query)
+    return found[0] if found else None
+
+
+def ids(connection: Connection, experiment: str | None, include_forgotten: bool) -> set[str]:
+    """The ids of all checkpoints of an experiment, or of all experiments."""
+    query = select(checkpoints.c.uid)
+    if experiment is not None:
+        query = query.where(checkpoints.c.experiment_id == experiment_of(experiment))
+    if not include_forgotten:
+        query = query.where(checkpoints.c.status == LIVE)
+    return set(connection.scalars(query))
+
+
+def best(
+    connection: Connection,
+    experiment: str,
+    metric: str,
+    mode: Literal["min", "max"],
+    lineage: str | None,
+    limit: int,
+) -> list[Checkpoint]:
+    """The best live checkpoints by a metric, the best first; ties to the older; NaN is never best."""
+    if mode not in ("min", "max"):
+        raise UsageError(f"mode must be 'min' or 'max', not {mode!r}", kind="mode", mode=mode)
+    if limit < 1:
+        return []
+    number = connection.scalar(select(metric_of(experiment, metric)))
+    if number is None:
+        return []
+    lineages = _lineages(connection, number) if lineage is None else [lineage]
+    sign = 1.0 if mode == "min" else -1.0
+    found: list[tuple[float, tuple[Any, ...], int]] = []
+    for each in lineages:
+        for row in _best_rows(connection, number, each, mode, limit):
+            order = (row.attempt_number, row.attempt_uid, row.step, row.checkpoint_uid)
+            found.append((sign * row.value, order, row.checkpoint_id))
+    numbers = [number for _, _, number in sorted(found)[:limit]]
+    loaded: dict[str, Checkpoint] = {}
+    for batch in batches(numbers, IN_LIST):
+        loaded |= {c.id: c for c in _load(connection, _select().where(checkpoints.c.id.in_(batch)))}
+    return [loaded[order[-1]] for _, order, _ in sorted(found)[:limit]]
+
+
+def _lineages(connection: Connection, metric: int) -> Iterable[str]:
+    """Every lineage with a value of this metric, by one step in the index for each."""
+    values = checkpoint_metrics.c
+    query = select(func.min(values.lineage_uid)).where(values.metric_id == metric)
+    lineage = connection.scalar(query)
+    while lineage is not None:
+        yield lineage
+        lineage = connection.scalar(query.where(values.lineage_uid > lineage))
+
+
+def _best_rows(
+    connection: Connection, metric: int, lineage: str, mode: Literal["min", "max"], limit: int
+) -> list[Row[Any]]:
+    """At most `2 * limit` rows that hold the best `limit` of one lineage.
+
+    Two steps, since no one index gives the largest value first and yet the oldest first among equals: find
+    the value of the last one wanted, then take all that are better and the oldest that equal it.
+    """
+    values = checkpoint_metrics.c
+    mine = (values.metric_id == metric) & (values.lineage_uid == lineage)
+    by_value = values.value if mode == "min" else values.value.desc()
+    edge = connection.scalar(select(values.value).where(mine).order_by(by_value).limit(1).offset(limit - 1))
+    rows = select(checkpoint_metrics).where(mine)
+    if edge is None:
+        return list(connection.execute(rows))
+    better = values.value < edge if mode == "min" else values.value > edge
+    oldest = (values.attempt_number, values.attempt_uid, values.step, values.checkpoint_uid)
+    ties = rows.where(values.value == edge).order_by(*oldest).limit(limit)
+    return [*connection.execute(rows.where(better)), *connection.execute(ties)]
+
+
+def tags_of(connection: Connection, experiment: str) -> dict[str, str]:
+    """Each tag of an experiment, with the live checkpoint that it names."""
+    query = (
+        select(tags.c.name, checkpoints.c.uid)
+        .join(checkpoints, checkpoints.c.id == tags.c.checkpoint_id)
+        .where(tags.c.experiment_id == experiment_of(experiment), checkpoints.c.status == LIVE)
+        .order_by(tags.c.name)
+    )
+    return dict(connection.execute(query).tuples().all())
+
+
+def pack_list(connection: Connection, uid: str) -> list[tuple[str, int]]:
+    """Name and size of each pack that a checkpoint needs."""
+    query = (
+        select(packs.c.name, packs.c.bytes)
+        .join(checkpoint_packs, checkpoint_packs.c.pack_id == packs.c.id)
+        .join(checkpoints, checkpoints.c.id == checkpoint_packs.c.checkpoint_id)
+        .where(checkpoints.c.uid == uid)
+        .order_by(packs.c.name)
+    )
+    return [(name, size) for name, size in connection.execute(query)]
+
+
+def packs_by_key(connection: Connection) -> dict[str, list[str]]:
+    """For each live manifest's key the names of the packs it needs."""
+    query = (
+        select(checkpoints.c.manifest_key, packs.c.name)
+        .join(checkpoint_packs, checkpoint_packs.c.checkpoint_id == checkpoints.c.id)
+        .join(packs, packs.c.id == checkpoint_packs.c.pack_id)
+        .where(checkpoints.c.status == LIVE)
+    )
+    found: dict[str, list[str]] = {}
+    for key, name in connection.execute(query):
+        found.setdefault(key, []).append(name)
+    return found
+
+
+def pinned_ids(connection: Connection, experiment: str) -> set[str]:
+    """The ids of the pinned live checkpoints of an experiment."""
+    query = select(checkpoints.c.uid).where(
+        checkpoints.c.experiment_id == experiment_of(experiment),
+        checkpoints.c.status == LIVE,
+        checkpoints.c.pinned.is_(True),
+    )
+    return set(connection.scalars(query))
+
+
+def summaries(connection: Connection) -> list[ExperimentSummary]:
+    """Every experiment with what its live checkpoints come to, by name. Reads all of them."""
+    mine = (checkpoints.c.experiment_id == experiments.c.id) & (checkpoints.c.status == LIVE)
+    last = select(checkpoints.c.step).where(mine).order_by(*(column.desc() for column in _ORDER)).limit(1)
+    tried = select(func.count(distinct(attempts.c.uid))).where(attempts.c.experiment_id == experiments.c.id)
+    query = (
+        select(
+            experiments.c.name,
+            func.count(checkpoints.c.id),
+            tried.scalar_subquery(),
+            func.min(checkpoints.c.created_at),
+            func.max(checkpoints.c.created_at),
+            last.correlate(experiments).scalar_subquery(),
+            func.coalesce(func.sum(checkpoints.c.logical_bytes), 0),
+            func.coalesce(func.sum(checkpoints.c.written_bytes), 0),
+        )
+        .select_from(experiments)
+        .outerjoin(checkpoints, mine)
+        .group_by(experiments.c.id, experiments.c.name)
+        .order_by(experiments.c.name)
+    )
+    return [
+        ExperimentSummary(name, count, attempted, first, latest, step, int(logical), int(written))
+        for name, count, attempted, first, latest, step, logical, written in connection.execute(query)
+    ]
+
+
+def _select(include_forgotten: bool = False) -> Select[Any]:
+    query = select(checkpoints, experiments.c.name.label("experiment")).join(
+        experiments, experiments.c.id == checkpoints.c.experiment_id
+    )
+    return query if include_forgotten else query.where(checkpoints.c.status == LIVE)
+
+
+def _load(connection: Connection, query: Select[Any]) -> list[Checkpoint]:
+    rows = connection.execute(query).all()
+    tagged = _tags(connection, rows)
+    return [_checkpoint(row, tuple(tagged.get(row.id, ()))) for row in rows]
+
+
+def _tags(connection: Connection, rows: Sequence[Row[Any]]) -> dict[int, list[str]]:
+    query = select(tags.c.checkpoint_id, tags.c.name).order_by(tags.c.name)
+    found: dict[int, list[str]] = {}
+    for batch in batches((row.id for row in rows), IN_LIST):
+        for number, name in connection.execute(query.where(tags.c.checkpoint_id.in_(batch))):
+            found.setdefault(number, []).append(name)
+    return found
+
+
+def _checkpoint(row: Row[Any], named: tuple[str, ...]) -> Checkpoint:
+    return Checkpoint(
+        id=row.uid,
+        experiment=row.experiment,
+        step=row.step,
+        created_at=row.created_at,
+        attempt=Attempt(
+            row.attempt_number, row.attempt_uid, row.lineage_uid, row.resumed_from, row.resumed_step
+        ),
+        parent=row.parent_uid,
+        key=row.manifest_key,
+        digest=row.manifest_digest,
+        logical_bytes=row.logical_bytes,
+        written_bytes=row.written_bytes,
+        tensor_count=row.tensor_count,
+        metrics={name: untidy_number(value) for name, value in row.metrics.items()},
+        tags=named,
+        pinned=row.pinned,
+    )

@@ -1,0 +1,69 @@
+"""Replaces what the store can tell again, in one transaction; history (checks, audit) stays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import final
+
+from sqlalchemy import Connection, delete
+
+from ckpt_core.catalog import checkpoints, metrics
+from ckpt_core.catalog.checkpoints import Entry
+from ckpt_core.catalog.identities import IN_LIST, batches
+from ckpt_core.catalog.schema import (
+    attempts,
+    checkpoint_metrics,
+    checkpoint_packs,
+    experiment_metrics,
+    experiments,
+    metric_names,
+    packs,
+    tags,
+)
+from ckpt_core.catalog.schema import checkpoints as checkpoints_table
+from ckpt_core.model import Attempt, MetricPoint
+
+__all__ = ["Rebuild"]
+
+# Whatever refers to a table goes before it.
+_CHILDREN_FIRST = (
+    checkpoint_metrics,
+    checkpoint_packs,
+    tags,
+    packs,
+    checkpoints_table,
+    experiment_metrics,
+    metric_names,
+    attempts,
+    experiments,
+)
+
+
+@final
+class Rebuild:
+    """A catalog being filled anew. Nobody sees it before `Catalog.rebuild()` ends without an exception."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        for table in _CHILDREN_FIRST:
+            connection.execute(delete(table))
+
+    def put_checkpoints(self, entries: Iterable[Entry]) -> int:
+        """As `Catalog.put_checkpoints`."""
+        count = 0
+        for batch in batches(entries, IN_LIST):
+            checkpoints.put(self._connection, batch)
+            count += len(batch)
+        return count
+
+    def forget_checkpoints(self, ids: Iterable[str]) -> int:
+        """As `Catalog.forget_checkpoints`: for manifests that lie in the trash."""
+        return checkpoints.forget(self._connection, ids)
+
+    def add_metrics(self, experiment: str, attempt: Attempt, points: Iterable[MetricPoint]) -> int:
+        """As `Catalog.add_metrics`."""
+        count = 0
+        for batch in batches(points, metrics.BATCH):
+            metrics.add(self._connection, experiment, attempt, batch)
+            count += len(batch)
+        return count

@@ -1,0 +1,1 @@
+"""Format 1 on disk: sealed JSON documents and packs. Knows bytes, not stores."""

@@ -1,0 +1,152 @@
+"""The JSON documents of format 1 as typed records. `docs/format.md` describes each member."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from ckpt_core.format.sealed import DIGEST_LENGTH, FORMAT
+
+__all__ = [
+    "AttemptRecord",
+    "Chunk",
+    "Forward",
+    "ForwardRow",
+    "Manifest",
+    "MetricRow",
+    "MetricSegment",
+    "PackRecord",
+    "Reference",
+    "Shard",
+    "StoreDocument",
+    "TensorRecord",
+]
+
+Count = Annotated[int, Meta(ge=0, le=(1 << 62))]
+Digest = Annotated[str, Meta(min_length=DIGEST_LENGTH, max_length=DIGEST_LENGTH, pattern="^[A-Za-z0-9_-]+$")]
+Ulid = Annotated[str, Meta(min_length=26, max_length=26, pattern="^[0-9A-HJKMNP-TV-Z]+$")]
+Moment = Annotated[str, Meta(min_length=27, max_length=27)]
+PackName = Annotated[str, Meta(max_length=400, pattern=r"^[A-Za-z0-9%~_-][A-Za-z0-9%~._-]*/[A-Za-z0-9-]+\.safetensors$")]
+
+
+class StoreDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """`store.json`: what holds for the whole store."""
+
+    format: int = FORMAT
+    store_id: Ulid
+    chunk_bytes: Annotated[int, Meta(ge=4096, le=(1 << 30), multiple_of=4096)]
+    created_at: Moment
+    digest: str = "sha256"
+
+
+class Chunk(msgspec.Struct, frozen=True, array_like=True):
+    """`[digest, pack, offset]`: `pack` counts in the manifest's packs, `offset` from the pack's beginning."""
+
+    digest: Digest
+    pack: Count
+    offset: Count
+
+
+class Shard(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A box of a tensor: its chunks one after the other; `offset` and `shape` where it is not the whole."""
+
+    chunks: tuple[Chunk, ...] = ()
+    offset: tuple[Count, ...] | None = None
+    shape: tuple[Count, ...] | None = None
+
+
+class TensorRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A tensor; its paths are where the tree names its index."""
+
+    dtype: str
+    shape: tuple[Count, ...]
+    shards: tuple[Shard, ...]
+    kind: str = "numpy"
+
+
+class PackRecord(msgspec.Struct, frozen=True):
+    """A pack that the checkpoint needs: its name under `packs/`, its size, the digest of its header."""
+
+    name: PackName
+    size: Count
+    header_size: Count
+    header: Digest
+
+
+class AttemptRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The start of a training process that made the checkpoint."""
+
+    number: Annotated[int, Meta(ge=1)]
+    id: Ulid
+    lineage: Ulid
+    resumed_from: Ulid | None = None
+    resumed_step: Count | None = None
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """The document that makes a checkpoint. Publishing it is the commit."""
+
+    format: int = FORMAT
+    id: Ulid
+    experiment: str
+    step: Count
+    created_at: Moment
+    attempt: AttemptRecord
+    parent: Ulid | None
+    writer: dict[str, Any]
+    metrics: dict[str, float | str]
+    chunk_bytes: Annotated[int, Meta(ge=1, le=(1 << 30))]
+    logical_bytes: Count
+    written_bytes: Count
+    state: Any
+    tensors: tuple[TensorRecord, ...]
+    packs: tuple[PackRecord, ...]
+
+
+class Reference(msgspec.Struct, frozen=True, kw_only=True):
+    """A tag or a pin: a name that points to a checkpoint."""
+
+    format: int = FORMAT
+    kind: str
+    name: str
+    experiment: str
+    checkpoint: Ulid
+    created_at: Moment
+
+
+class MetricRow(msgspec.Struct, frozen=True, array_like=True):
+    """`[name, step, value, at]`; a value that is not finite is the text `nan`, `inf` or `-inf`."""
+
+    name: str
+    step: int
+    value: float | str
+    at: Moment
+
+
+class MetricSegment(msgspec.Struct, frozen=True, kw_only=True):
+    """Metric values of one attempt, in the order in which they were logged."""
+
+    format: int = FORMAT
+    experiment: str
+    attempt: AttemptRecord
+    rows: tuple[MetricRow, ...]
+
+
+class ForwardRow(msgspec.Struct, frozen=True, array_like=True):
+    """`[offset, digest, pack, new_offset]`: where a chunk of a pack that was rewritten has gone."""
+
+    offset: Count
+    digest: Digest
+    pack: PackName
+    new_offset: Count
+
+
+class Forward(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands in place of a pack that prune has rewritten."""
+
+    format: int = FORMAT
+    pack: PackName
+    rows: tuple[ForwardRow, ...]
+

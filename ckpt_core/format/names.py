@@ -1,0 +1,50 @@
+"""How names chosen by people (experiments, tags) become parts of keys, and which names may be chosen."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from urllib.parse import quote
+
+from ckpt_core.errors import UsageError
+
+__all__ = ["check_name", "encode_name"]
+
+_LONGEST = 255
+_LONGEST_ENCODED = 160  # leaves room beside it in file names of 255 bytes
+
+
+def check_name(name: object, what: str) -> str:
+    """`name` itself, if an experiment or a tag may bear it. Raises UsageError, which says what is wrong."""
+    if not isinstance(name, str):
+        raise UsageError(f"{what} must be a string, not {type(name).__name__}", kind="name", name=name)
+    fault = _fault(name)
+    if fault:
+        raise UsageError(f"{what} {ascii(name)} {fault}: choose another name", kind="name", name=name)
+    return name
+
+
+def _fault(name: str) -> str | None:
+    if not name or name.strip() != name:
+        return "is empty or begins or ends with a space"
+    if len(name) > _LONGEST:
+        return f"is longer than {_LONGEST} characters"
+    if name.startswith((".", "-")):
+        return f"begins with {name[0]!r}"
+    for character in name:
+        if character in "/\\@":
+            return f"contains {character!r}"
+        if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
+            return f"contains the unprintable character U+{ord(character):04X}"
+    return None
+
+
+def encode_name(name: str) -> str:
+    """`name` as one part of a key: ASCII letters, digits and `-_.`, the rest percent-encoded; a long one is
+    cut and ends with `~` and a part of its SHA-256. Upper case stays, so two names may differ by case alone."""
+    encoded = quote(name, safe=" ").replace(" ", "%20").replace("~", "%7E")
+    if encoded.startswith("."):
+        encoded = "%2E" + encoded[1:]
+    if len(encoded) <= _LONGEST_ENCODED:
+        return encoded
+    return f"{encoded[:_LONGEST_ENCODED - 24]}~{hashlib.sha256(name.encode()).hexdigest()[:20]}"

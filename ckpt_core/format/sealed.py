@@ -1,0 +1,76 @@
+"""JSON documents that carry their own SHA-256 as the last member: manifests, references, metric segments.
+
+`{"a":1,"sha256":"<43 characters>"}`: the digest, base64url without padding, is taken over every byte
+before `,"sha256":`. A flipped bit anywhere in such a document is found by reading it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from typing import Any, NoReturn, TypeVar
+
+import msgspec
+
+from ckpt_core.errors import CorruptionError, FormatError
+
+__all__ = ["DIGEST_LENGTH", "digest_text", "seal", "seal_digest", "unseal"]
+
+DIGEST_LENGTH = 43
+"""Characters of a SHA-256 in base64url without padding."""
+
+_KEY = b',"sha256":"'
+_TAIL = len(_KEY) + DIGEST_LENGTH + 2
+
+T = TypeVar("T")
+
+
+def digest_text(digest: bytes) -> str:
+    """32 bytes of a digest as the format writes them."""
+    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+
+def seal(document: msgspec.Struct | dict[str, Any]) -> bytes:
+    """The document as JSON without white space, closed by its own digest."""
+    body = msgspec.json.encode(document)
+    assert body.endswith(b"}") and len(body) > 2, "a sealed document is a JSON object with members"
+    body = body[:-1]
+    return body + _KEY + digest_text(hashlib.sha256(body).digest()).encode() + b'"}'
+
+
+def seal_digest(data: bytes) -> str:
+    """The digest at the end of a sealed document, not checked."""
+    return data[-(DIGEST_LENGTH + 2) : -2].decode(errors="replace")
+
+
+def unseal(data: bytes, kind: type[T], where: str) -> T:
+    """The document in `data`. Raises CorruptionError where it is not what was written; FormatError where
+    it is, but of a newer format. `where` names it in messages."""
+    body, tail = data[:-_TAIL], data[-_TAIL:]
+    if len(data) <= _TAIL or not tail.startswith(_KEY) or not tail.endswith(b'"}'):
+        _corrupt(where, "it is cut short or not a document of this engine")
+    if seal_digest(data) != digest_text(hashlib.sha256(body).digest()):
+        _corrupt(where, "its SHA-256 does not match")
+    try:
+        version = msgspec.json.decode(body + b"}", type=_Versioned).format
+        if version > FORMAT:
+            raise FormatError(
+                f"{where} is of format {version}, and this version of ckpt-core reads up to {FORMAT}: upgrade it",
+                format=version,
+                key=where,
+            )
+        return msgspec.json.decode(body + b"}", type=kind)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise CorruptionError(f"{where} is damaged: {error}", kind="document", key=where) from error
+
+
+class _Versioned(msgspec.Struct):
+    format: int
+
+
+FORMAT = 1
+"""The format that this version writes, and the newest it reads."""
+
+
+def _corrupt(where: str, reason: str) -> NoReturn:
+    raise CorruptionError(f"{where} is damaged: {reason}", kind="document", key=where)

@@ -1,0 +1,109 @@
+"""What a hook is told, and the two things it may say back: ask for a save, refuse what is about to happen.
+
+The facts are frozen. The state of the training run is never among them: hooks see its shadow only.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+from ckpt_core.errors import UsageError
+from ckpt_core.hooks.events import HookEvent
+
+if TYPE_CHECKING:
+    from ckpt_core.model import Attempt, Checkpoint
+
+__all__ = ["HookContext"]
+
+
+class _Answers:
+    """What hooks have said back through one context."""
+
+    __slots__ = ("background", "requests", "veto")
+
+    def __init__(self, requests: list[str], *, background: bool = False) -> None:
+        self.requests = requests
+        self.veto: str | None = None
+        self.background = background
+
+
+@dataclass(frozen=True, slots=True)
+class HookContext:
+    """One event and the facts around it; a fact that does not apply is None.
+
+    `epoch` counts from 0. `reason` says why the event happened (what asked for the save, which signal
+    preempted). `error` is the exception of a `*_FAILED` event. `data` holds further facts of the event.
+    """
+
+    event: HookEvent
+    _: KW_ONLY
+    step: int | None = None
+    epoch: int | None = None
+    experiment: str | None = None
+    attempt: Attempt | None = None
+    checkpoint: Checkpoint | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    reason: str | None = None
+    error: BaseException | None = None
+    _answers: _Answers = field(default_factory=lambda: _Answers([]), init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Copies: a background hook reads them when the trainer has long filled its own dict anew.
+        object.__setattr__(self, "event", HookEvent(self.event))
+        object.__setattr__(self, "metrics", MappingProxyType(dict(self.metrics)))
+        object.__setattr__(self, "data", MappingProxyType(dict(self.data)))
+
+    @property
+    def save_requests(self) -> tuple[str, ...]:
+        """The reasons for which hooks have asked for a save so far, in the order they asked."""
+        return tuple(self._answers.requests)
+
+    def request_save(self, reason: str) -> None:
+        """Ask for a save. It is made at the next instant at which a resume would be exact, not here.
+
+        Raises UsageError in a BACKGROUND hook, which runs when the caller has already gone on.
+        """
+        if self._answers.background:
+            raise UsageError(
+                "a BACKGROUND hook cannot ask for a save: nobody waits for its answer; "
+                "give the hook another priority",
+                kind="background",
+                event=self.event,
+            )
+        self._answers.requests.append(reason)
+
+    def veto(self, reason: str) -> Literal[False]:
+        """Refuse what is about to happen, and say why: `return context.veto("the disk is nearly full")`.
+
+        Raises UsageError where there is nothing left to refuse: on an event that is not a `BEFORE_*`,
+        and in a BACKGROUND hook.
+        """
+        if not self.event.can_be_vetoed or self._answers.background:
+            raise UsageError(
+                f"nothing can be vetoed here: only BEFORE_* events can, and not by a BACKGROUND hook "
+                f"(this is {self.event.name})",
+                kind="veto",
+                event=self.event,
+            )
+        self._answers.veto = reason
+        return False
+
+    def for_call(self, *, background: bool = False) -> HookContext:
+        """The same facts with answers of their own, for one call of one hook. For the hook manager.
+
+        What an abandoned hook says later lands in answers that nobody reads any more.
+        """
+        view = copy.copy(self)
+        object.__setattr__(view, "_answers", _Answers(list(self._answers.requests), background=background))
+        return view
+
+    def take_answers(self, view: HookContext) -> str | None:
+        """Add the requests made through `view` to this context's; the reason of its veto, if any."""
+        mine = self._answers.requests
+        mine.extend(view.save_requests[len(mine) :])
+        return view._answers.veto

@@ -1,0 +1,265 @@
+"""Who runs which hook when: order, conditions, isolation, time limits, vetoes, statistics.
+
+Knows no event's meaning; what a veto stops and what becomes of a request to save is the caller's.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+
+from ckpt_core import clock
+from ckpt_core.errors import HookError, UsageError
+from ckpt_core.hooks import calling
+from ckpt_core.hooks.background import BackgroundQueue
+from ckpt_core.hooks.base import Answer, BaseHook, FunctionHook
+from ckpt_core.hooks.context import HookContext
+from ckpt_core.hooks.events import HookEvent
+from ckpt_core.hooks.registration import Registration
+from ckpt_core.hooks.results import FailureKind, HookFailure, HookOutcome, HookStatistics
+
+__all__ = ["HookManager"]
+
+_log = logging.getLogger("ckpt_core.hooks")
+_NOTHING = HookOutcome()
+
+
+class HookManager:
+    """Runs the hooks of an event by priority, ties by registration. Safe to use from several threads.
+
+    No lock is held while a hook runs: a hook may fire events, register and unregister. A firing runs the
+    hooks that were registered when it began. `background_limit` bounds the calls of BACKGROUND hooks that
+    wait for the worker thread.
+    """
+
+    def __init__(self, hooks: Iterable[BaseHook] = (), *, background_limit: int = 256) -> None:
+        if background_limit < 1:
+            raise UsageError(f"background_limit is {background_limit}; give 1 or more")
+        self._lock = threading.RLock()
+        self._registered: tuple[Registration, ...] = ()
+        self._listeners: dict[HookEvent, tuple[Registration, ...]] = {}
+        self._number = 0
+        self._background = BackgroundQueue(self._run_in_background, background_limit)
+        for hook in hooks:
+            self.register_hook(hook)
+
+    def register_hook(
+        self,
+        hook: BaseHook | Callable[[HookContext], Answer],
+        events: HookEvent | Iterable[HookEvent] | None = None,
+    ) -> BaseHook:
+        """Have `hook` react to `events`, or to its own; a plain function needs `events`. Returns the hook.
+
+        A name that is taken gets a number: `upload`, `upload-2`. Raises UsageError for a hook that is
+        registered already, or whose attributes cannot mean anything.
+        """
+        if not isinstance(hook, BaseHook):
+            if not callable(hook):
+                raise UsageError(
+                    f"{hook!r} is no hook: give an instance of BaseHook, or a function and its events",
+                    kind="hook",
+                )
+            hook = FunctionHook(hook)
+        with self._lock:
+            if any(registration.hook is hook for registration in self._registered):
+                raise UsageError(
+                    f"hook {hook.name!r} is registered already; unregister it first, or register a second "
+                    "instance",
+                    kind="registered",
+                    hook=hook.name,
+                )
+            registration = Registration(hook, self._free_name(hook), events, self._number)
+            self._number += 1
+            self._publish((*self._registered, registration))
+        return hook
+
+    def unregister_hook(self, hook: BaseHook | Callable[..., object] | str) -> None:
+        """Take out a hook, given as it was registered or by its name. Its statistics go with it.
+
+        Calls of it that are already queued still run. Raises UsageError if it is not registered.
+        """
+        with self._lock:
+            left = tuple(entry for entry in self._registered if not entry.is_of(hook))
+            if len(left) == len(self._registered):
+                known = ", ".join(entry.name for entry in self._registered) or "there are none"
+                raise UsageError(f"{hook!r} is not registered; these hooks are: {known}", kind="unknown")
+            self._publish(left)
+
+    def hooks(self, event: HookEvent | None = None) -> list[BaseHook]:
+        """The hooks registered, or those of one event, in the order in which they run."""
+        if event is None:
+            return [entry.hook for entry in sorted(self._registered, key=lambda entry: entry.order)]
+        return [entry.hook for entry in self._listeners.get(HookEvent(event), ())]
+
+    def statistics(self) -> dict[str, HookStatistics]:
+        """What each registered hook has done so far, by name, in the order of registration."""
+        return {entry.name: entry.statistics() for entry in self._registered}
+
+    def fire(self, context: HookContext) -> HookOutcome:
+        """Run the hooks of `context.event` and say what came of it. BACKGROUND hooks are only queued.
+
+        The first veto ends the firing: hooks further down would prepare for what will not happen.
+        Raises HookError when a hook with `on_error="raise"` fails, which ends the firing as well, and
+        whatever is no Exception (KeyboardInterrupt, SystemExit). Otherwise it raises nothing.
+        """
+        listeners = self._listeners.get(context.event)
+        if not listeners:
+            return _NOTHING
+        requested = len(context.save_requests)
+        failures: list[HookFailure] = []
+        reasons: tuple[str, ...] = ()
+        for entry in listeners:
+            if not self._applies(entry, context, failures):
+                continue
+            if entry.background:
+                self._defer(entry, context)
+                continue
+            veto = self._run(entry, context, failures)
+            if veto is not None:
+                entry.count("vetoes")
+                reasons = (f"{entry.name}: {veto}",)
+                break
+        return HookOutcome(bool(reasons), reasons, tuple(failures), context.save_requests[requested:])
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Wait until no BACKGROUND hook is queued or running; whether that came about within `timeout` s.
+
+        Called by a BACKGROUND hook, which cannot wait for itself, it returns False at once.
+        """
+        return self._background.drain(timeout)
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Queue no more BACKGROUND calls and drain; False if `timeout` seconds were not enough.
+
+        What is still queued then is dropped, counted and logged. Other hooks go on as before. May be
+        called again.
+        """
+        left = self._background.close(timeout)
+        for entry, context in left:
+            self._drop(entry, context, "the hook manager was closed before its turn came")
+        return not left and self._background.drain(0)
+
+    def _free_name(self, hook: BaseHook) -> str:
+        wanted = hook.name or type(hook).__name__
+        taken = {entry.name for entry in self._registered}
+        name, count = wanted, 1
+        while name in taken:
+            count += 1
+            name = f"{wanted}-{count}"
+        return name
+
+    def _publish(self, registered: tuple[Registration, ...]) -> None:
+        # Whole new tuples each time: `fire` reads them without a lock.
+        self._registered = registered
+        self._listeners = {
+            event: tuple(sorted((e for e in registered if event in e.events), key=lambda e: e.order))
+            for event in HookEvent
+        }
+
+    def _applies(self, entry: Registration, context: HookContext, failures: list[HookFailure]) -> bool:
+        try:
+            applies = entry.condition is None or bool(entry.condition(context))
+        except Exception as error:
+            self._fail(entry, context, failures, "condition", error)
+            return False
+        if applies and entry.is_stuck():
+            entry.count("dropped")
+            self._fail(entry, context, failures, "stuck")
+            return False
+        return applies
+
+    def _run(self, entry: Registration, context: HookContext, failures: list[HookFailure]) -> str | None:
+        """Call one hook, take over what it said, deal with its failure; why it vetoes, or None.
+
+        What it said before it failed counts; what it says after its time limit does not.
+        """
+        view = context.for_call(background=entry.background)
+        vetoed = False
+        failure: tuple[FailureKind, Exception] | None = None
+        entry.count("calls")
+        begun = clock.monotonic()
+        try:
+            answer = calling.call(lambda: entry.execute(view), entry.timeout, entry.name)
+            vetoed = context.event.can_be_vetoed and not entry.background and _is_false(answer)
+        except calling.Overrun as error:
+            if error.thread is not None:
+                entry.abandon(error.thread)
+            failure = ("timeout", error)
+        except Exception as error:
+            failure = ("raised", error)
+        finally:
+            entry.spend(clock.monotonic() - begun)
+        veto = context.take_answers(view)
+        if veto is None and vetoed:
+            veto = "returned False"
+        if failure is not None:
+            self._fail(entry, context, failures, *failure)
+        return veto
+
+    def _fail(
+        self,
+        entry: Registration,
+        context: HookContext,
+        failures: list[HookFailure],
+        kind: FailureKind,
+        error: Exception | None = None,
+    ) -> None:
+        """Count, log and record a failure; raise it if the hook was registered so."""
+        earlier = 0
+        if kind != "stuck":  # that one was counted when its call was dropped
+            earlier = entry.count("timeouts" if kind == "timeout" else "failures")
+        cause = None if isinstance(error, calling.Overrun) else error
+        failures.append(HookFailure(entry.name, kind, cause))
+        what = _describe(entry, kind, cause)
+        # One traceback for each hook is enough: a hook that fails at every step would drown the log.
+        traceback = cause if earlier == 0 else None
+        step = "" if context.step is None else f" at step {context.step}"
+        _log.error("hook %s %s on %s%s", entry.name, what, context.event.name, step, exc_info=traceback)
+        if entry.raises:
+            raise HookError(
+                f"hook {entry.name!r} {what} on {context.event.name}{step}; correct it, or register it "
+                'with on_error="isolate" to go on without it',
+                kind=kind,
+                hook=entry.name,
+                event=context.event,
+                step=context.step,
+            ) from cause
+
+    def _defer(self, entry: Registration, context: HookContext) -> None:
+        if not self._background.put((entry, context)):
+            self._drop(entry, context, f"the background queue is closed or full ({self._background.limit})")
+
+    def _drop(self, entry: Registration, context: HookContext, why: str) -> None:
+        entry.count("dropped")
+        _log.warning("hook %s was not run on %s: %s", entry.name, context.event.name, why)
+
+    def _run_in_background(self, item: tuple[Registration, HookContext]) -> None:
+        entry, context = item
+        if entry.is_stuck():  # it may have come to be while this call was queued
+            entry.count("dropped")
+            self._fail(entry, context, [], "stuck")
+            return
+        try:
+            self._run(entry, context, [])
+        except BaseException as error:  # SystemExit has no caller to reach from here: a failure like others
+            self._fail(entry, context, [], "raised", RuntimeError(repr(error)))
+
+
+def _describe(entry: Registration, kind: FailureKind, error: Exception | None) -> str:
+    match kind:
+        case "timeout":
+            return f"ran past its time limit of {entry.timeout} s"
+        case "stuck":
+            return "was not called, as an earlier call that ran past its time limit is still running"
+        case "condition":
+            return f"could not be asked for its condition, which raised {error!r}"
+        case "raised":
+            return f"raised {error!r}"
+
+
+def _is_false(answer: object) -> bool:
+    # numpy's and torch's booleans, which a comparison of metrics gives, are not the object False.
+    if hasattr(answer, "item"):
+        answer = answer.item()
+    return answer is False

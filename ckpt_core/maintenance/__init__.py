@@ -1,0 +1,1 @@
+"""Deciding nothing, acting on the store: verify, prune, reindex."""

@@ -1,0 +1,131 @@
+"""Words of the domain as frozen data: what crosses the floors. Behaviour stays where the floor is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "Attempt",
+    "Buffer",
+    "Checkpoint",
+    "Decision",
+    "ExperimentSummary",
+    "MetricPoint",
+    "Snapshot",
+    "StagedTensor",
+    "TensorSpec",
+]
+
+
+Buffer = npt.NDArray[np.uint8]
+"""One-dimensional bytes in host memory."""
+
+
+class TensorSpec(NamedTuple):
+    """What a tensor is, apart from its values. `dtype` is a name of `docs/format.md`, as `"F32"`."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StagedTensor:
+    """One tensor of a snapshot: its place in the state, what it is, and its bytes (C order, little endian)."""
+
+    path: str
+    kind: str
+    spec: TensorSpec
+    data: Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A state at one instant: the tree with plain values inline, and the tensors it names by index."""
+
+    tree: Any
+    tensors: tuple[StagedTensor, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors together."""
+        return sum(tensor.data.nbytes for tensor in self.tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One start of a training process in an experiment.
+
+    `lineage` is the id of the attempt that started from nothing, through however many resumes:
+    attempts of one lineage are one training effort, and nothing of another is mixed into it.
+    """
+
+    number: int
+    id: str
+    lineage: str
+    resumed_from: str | None = None
+    resumed_step: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """One immutable committed version of a state, as the catalog and the store know it."""
+
+    id: str
+    experiment: str
+    step: int
+    created_at: datetime
+    attempt: Attempt
+    parent: str | None
+    key: str
+    digest: str
+    logical_bytes: int
+    written_bytes: int
+    tensor_count: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+    pinned: bool = False
+
+    @property
+    def order(self) -> tuple[int, str, int, str]:
+        """Sorts checkpoints of an experiment from the oldest to the newest."""
+        return (self.attempt.number, self.attempt.id, self.step, self.id)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What retention says of one checkpoint, and why. `reasons` is never empty."""
+
+    checkpoint: Checkpoint
+    keep: bool
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricPoint:
+    """One value of one metric series."""
+
+    name: str
+    step: int
+    value: float
+    at: datetime
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentSummary:
+    """An experiment in one row: how many checkpoints it has, and what they weigh."""
+
+    name: str
+    checkpoints: int
+    attempts: int
+    first_at: datetime | None
+    last_at: datetime | None
+    last_step: int | None
+    logical_bytes: int
+    written_bytes: int

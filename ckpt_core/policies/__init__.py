@@ -1,0 +1,55 @@
+"""When to save and what to keep: small frozen rules that decide and never act.
+
+None reads a clock, a store or a catalog; all they judge by is passed in. Saving is the manager's work,
+forgetting that of maintenance. `SavePolicyHook` carries a save policy to the training events.
+"""
+
+from __future__ import annotations
+
+from ckpt_core.policies.capacity import KeepWithinBytes, parse_bytes
+from ckpt_core.policies.retention import (
+    KeepAll,
+    KeepBest,
+    KeepLast,
+    KeepTagged,
+    RetentionContext,
+    RetentionPolicy,
+    decide,
+)
+from ckpt_core.policies.save import (
+    AnyOf,
+    EveryEpochs,
+    EveryMinutes,
+    EverySteps,
+    Never,
+    OnImprovement,
+    Progress,
+    SavePolicy,
+    save_policy_from,
+)
+from ckpt_core.policies.save_hook import SavePolicyHook
+from ckpt_core.policies.thinning import KeepEvery, KeepSpaced
+
+__all__ = [
+    "AnyOf",
+    "EveryEpochs",
+    "EveryMinutes",
+    "EverySteps",
+    "KeepAll",
+    "KeepBest",
+    "KeepEvery",
+    "KeepLast",
+    "KeepSpaced",
+    "KeepTagged",
+    "KeepWithinBytes",
+    "Never",
+    "OnImprovement",
+    "Progress",
+    "RetentionContext",
+    "RetentionPolicy",
+    "SavePolicy",
+    "SavePolicyHook",
+    "decide",
+    "parse_bytes",
+    "save_policy_from",
+]

@@ -1,0 +1,8 @@
+"""The repository: chunks to packs to manifests in a store; references and metric segments beside them."""
+
+from ckpt_core.repository.reader import ChunkReader, Verify
+from ckpt_core.repository.references import References
+from ckpt_core.repository.repository import Committed, Draft, Repository
+from ckpt_core.repository.series import MetricSegments
+
+__all__ = ["ChunkReader", "Committed", "Draft", "MetricSegments", "References", "Repository", "Verify"]

@@ -1,0 +1,64 @@
+"""Where each kind of object stands in a store. Keys are made and taken apart here and nowhere else."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ckpt_core import ids
+from ckpt_core.format.names import encode_name
+
+__all__ = ["FORWARD_SUFFIX", "ManifestKey", "forward_key", "manifest_key", "pack_key", "pack_name",
+           "parse_manifest_key", "trash_key"]  # fmt: skip
+
+STORE_DOCUMENT = "store.json"
+MANIFESTS = "checkpoints"
+PACKS = "packs"
+TRASH = "trash"
+REFERENCES = "refs"
+METRICS = "metrics"
+FORWARD_SUFFIX = ".forward.json"
+
+
+class ManifestKey(NamedTuple):
+    """A manifest's key taken apart. `folder` is the experiment's name as `encode_name` writes it."""
+
+    key: str
+    folder: str
+    step: int
+    id: str
+
+
+def manifest_key(experiment: str, step: int, checkpoint: str) -> str:
+    """`checkpoints/<experiment>/<12-digit step>-<checkpoint id>.json`."""
+    return f"{MANIFESTS}/{encode_name(experiment)}/{step:012d}-{checkpoint}.json"
+
+
+def parse_manifest_key(key: str) -> ManifestKey | None:
+    """The parts of a manifest's key (published or in the trash); None for any other object."""
+    parts = key.split("/")
+    if len(parts) != 3 or parts[0] not in (MANIFESTS, TRASH) or not parts[2].endswith(".json"):
+        return None
+    step, _, checkpoint = parts[2][:-5].partition("-")
+    if not (step.isdecimal() and step.isascii() and len(step) >= 12 and ids.is_ulid(checkpoint)):
+        return None
+    return ManifestKey(key, parts[1], int(step), checkpoint)
+
+
+def trash_key(key: str) -> str:
+    """Where a forgotten manifest waits for prune."""
+    return TRASH + key[len(MANIFESTS) :]
+
+
+def pack_name(experiment: str, owner: str, rank: int, number: int) -> str:
+    """A pack's name below `packs/`, as manifests give it."""
+    return f"{encode_name(experiment)}/{owner}-{rank}-{number}.safetensors"
+
+
+def pack_key(name: str) -> str:
+    """The key of a pack."""
+    return f"{PACKS}/{name}"
+
+
+def forward_key(name: str) -> str:
+    """The key of what stands in place of a pack that was rewritten."""
+    return f"{PACKS}/{name}{FORWARD_SUFFIX}"

@@ -1,0 +1,209 @@
+"""Reading one checkpoint: its chunks by tensor or by range of bytes, each checked before it is handed out."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Literal, NoReturn
+
+import numpy as np
+
+from ckpt_core.errors import CorruptionError, FormatError, ObjectNotFoundError
+from ckpt_core.format.documents import Chunk, Forward, Manifest
+from ckpt_core.format.pack import read_header
+from ckpt_core.format.sealed import unseal
+from ckpt_core.model import Buffer, TensorSpec
+from ckpt_core.repository import layout
+from ckpt_core.repository.digests import digest_of
+from ckpt_core.stores import ObjectReader, Store
+from ckpt_core.tree import dtypes
+
+__all__ = ["ChunkReader", "Verify", "check_manifest"]
+
+Verify = Literal["full", "lazy", "off"]
+"""`full`: every byte read, and the headers of the packs it is in; `lazy`: every byte read; `off`: none."""
+
+_PARALLEL = 4 << 20
+_THREADS = max(1, min(8, os.cpu_count() or 1))
+
+
+def check_manifest(manifest: Manifest, where: str) -> None:
+    """Raises CorruptionError where a manifest, though intact, contradicts itself; FormatError where it
+    holds what this version cannot read."""
+    for index, tensor in enumerate(manifest.tensors):
+        try:
+            size = dtypes.nbytes(TensorSpec(tensor.dtype, tensor.shape))
+        except OverflowError:
+            size = -1
+        if len(tensor.shards) != 1 or tensor.shards[0].offset is not None:
+            raise FormatError(f"{where} holds a tensor in several shards: upgrade ckpt-core", kind="sharded", key=where)
+        chunks = tensor.shards[0].chunks
+        if size < 0 or len(chunks) != -(-size // manifest.chunk_bytes):
+            raise CorruptionError(f"{where} is damaged: tensor {index} has too few or too many chunks", key=where)
+        for number, chunk in enumerate(chunks):
+            length = min(manifest.chunk_bytes, size - number * manifest.chunk_bytes)
+            if chunk.pack >= len(manifest.packs) or chunk.offset + length > manifest.packs[chunk.pack].size:
+                raise CorruptionError(f"{where} is damaged: a chunk of tensor {index} lies outside its pack", key=where)
+
+
+class ChunkReader:
+    """The bytes of one checkpoint's tensors, by index. Thread-safe. Holds its packs open until `close`."""
+
+    def __init__(self, store: Store, manifest: Manifest, verify: Verify = "full") -> None:
+        self.manifest = manifest
+        self._store = store
+        self._verify = verify
+        self._lock = threading.Lock()
+        self._stack = ExitStack()
+        self._open: dict[str, ObjectReader] = {}
+        self._forwards: dict[str, dict[int, tuple[str, int]]] = {}
+
+    def close(self) -> None:
+        """Closes the packs."""
+        with self._lock:
+            self._stack.close()
+            self._open.clear()
+
+    def spec(self, index: int) -> TensorSpec:
+        """Element type and shape of a tensor."""
+        record = self.manifest.tensors[index]
+        return TensorSpec(record.dtype, record.shape)
+
+    def read_all(self, wanted: Iterable[tuple[int, Buffer]]) -> None:
+        """Fills each buffer with the whole of a tensor, several chunks at a time.
+
+        Raises CorruptionError at the first chunk that is not what was written; what the buffers hold
+        then is not data.
+        """
+        jobs = [job for index, out in wanted for job in self._jobs(index, 0, out.nbytes, out)]
+        if sum(out.nbytes for _, _, out in jobs) < _PARALLEL or _THREADS == 1:
+            for job in jobs:
+                self._read_chunk(*job)
+            return
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="ckpt-read") as pool:
+            futures = [pool.submit(self._read_group, group) for group in _groups(jobs)]
+            try:
+                for future in futures:
+                    future.result()
+            finally:
+                for future in futures:
+                    future.cancel()
+
+    def read_range(self, index: int, begin: int, end: int) -> Buffer:
+        """Bytes `begin` to `end` of a tensor. Whole chunks are read, since a digest covers a whole chunk,
+        unless verification is off."""
+        size = dtypes.nbytes(self.spec(index))
+        begin, end = max(0, min(begin, size)), max(0, min(end, size))
+        if end <= begin:
+            return np.empty(0, np.uint8)
+        chunk_bytes = self.manifest.chunk_bytes
+        first = begin if self._verify == "off" else begin // chunk_bytes * chunk_bytes
+        last = end if self._verify == "off" else min(-(-end // chunk_bytes) * chunk_bytes, size)
+        out = np.empty(last - first, np.uint8)
+        for job in self._jobs(index, first, last, out):
+            self._read_chunk(*job)
+        return out[begin - first : end - first]
+
+    def check_headers(self, indices: Iterable[int] | None = None) -> None:
+        """Checks the headers of the packs that these tensors (or all) lie in. Raises CorruptionError."""
+        chosen = self.manifest.tensors if indices is None else [self.manifest.tensors[i] for i in set(indices)]
+        numbers = {chunk.pack for tensor in chosen for shard in tensor.shards for chunk in shard.chunks}
+        for number in sorted(numbers):
+            record = self.manifest.packs[number]
+            found = self._pack(record.name)
+            if found is None:
+                for target in sorted({name for name, _ in self._forward(record.name).values()}):
+                    reader = self._required(target)
+                    read_header(reader.read, reader.size, layout.pack_key(target))
+                continue
+            header = found.read(0, record.header_size)
+            if found.size != record.size or digest_of(header) != record.header:
+                self._corrupt("header", f"the header or size of pack {record.name} is not what was written",
+                              key=layout.pack_key(record.name))  # fmt: skip
+
+    def _jobs(self, index: int, begin: int, end: int, out: Buffer) -> Iterator[tuple[int, int, Buffer]]:
+        """(tensor, offset in it, buffer) for each chunk of a range; `begin` and `end` bound the range."""
+        chunk_bytes = self.manifest.chunk_bytes
+        position = begin
+        while position < end:
+            stop = min((position // chunk_bytes + 1) * chunk_bytes, end)
+            yield index, position, out[position - begin : stop - begin]
+            position = stop
+
+    def _read_group(self, group: Sequence[tuple[int, int, Buffer]]) -> None:
+        for job in group:
+            self._read_chunk(*job)
+
+    def _read_chunk(self, index: int, position: int, out: Buffer) -> None:
+        chunk_bytes = self.manifest.chunk_bytes
+        chunk = self.manifest.tensors[index].shards[0].chunks[position // chunk_bytes]
+        pack, offset = self._locate(chunk)
+        count = self._required(pack).read_into(offset + position % chunk_bytes, out)
+        facts = {"key": layout.pack_key(pack), "offset": offset, "digest": chunk.digest, "tensor": index}
+        if count != out.nbytes:
+            self._corrupt("truncated", f"pack {pack} ends before byte {offset + out.nbytes}", **facts)
+        if self._verify != "off" and digest_of(out) != chunk.digest:
+            self._corrupt("digest", f"the bytes at {offset} of pack {pack} are not those that were written", **facts)
+
+    def _locate(self, chunk: Chunk) -> tuple[str, int]:
+        name, offset = self.manifest.packs[chunk.pack].name, chunk.offset
+        for _ in range(100):
+            if self._pack(name) is not None:
+                return name, offset
+            try:
+                name, offset = self._forward(name)[offset]
+            except KeyError:
+                break
+        self._corrupt("missing", f"pack {name} no longer holds the bytes at {offset}", key=layout.pack_key(name))
+
+    def _pack(self, name: str) -> ObjectReader | None:
+        with self._lock:
+            if name not in self._open:
+                try:
+                    self._open[name] = self._stack.enter_context(self._store.open(layout.pack_key(name)))
+                except ObjectNotFoundError:
+                    return None
+            return self._open[name]
+
+    def _required(self, name: str) -> ObjectReader:
+        reader = self._pack(name)
+        if reader is None:
+            self._corrupt("missing", f"pack {name} is missing from the store", key=layout.pack_key(name))
+        return reader
+
+    def _forward(self, name: str) -> dict[int, tuple[str, int]]:
+        if name not in self._forwards:
+            key = layout.forward_key(name)
+            try:
+                document = unseal(self._store.get(key), Forward, key)
+            except ObjectNotFoundError:
+                self._corrupt("missing", f"pack {name} is missing from the store", key=layout.pack_key(name))
+            self._forwards[name] = {row.offset: (row.pack, row.new_offset) for row in document.rows}
+        return self._forwards[name]
+
+    def _corrupt(self, kind: str, what: str, **facts: object) -> NoReturn:
+        raise CorruptionError(
+            f"checkpoint {self.manifest.id} (step {self.manifest.step}) is damaged: {what}; "
+            "`ckpt verify` lists what is hurt, `ckpt ls` other checkpoints to load",
+            kind=kind,
+            checkpoint=self.manifest.id,
+            step=self.manifest.step,
+            **facts,
+        )
+
+
+def _groups(jobs: list[tuple[int, int, Buffer]]) -> Iterator[list[tuple[int, int, Buffer]]]:
+    """Jobs in bundles of at least some megabytes, so that tiny tensors do not each cost a task."""
+    group: list[tuple[int, int, Buffer]] = []
+    weight = 0
+    for job in jobs:
+        group.append(job)
+        weight += job[2].nbytes
+        if weight >= _PARALLEL:
+            yield group
+            group, weight = [], 0
+    if group:
+        yield group

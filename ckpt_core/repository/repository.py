@@ -1,0 +1,250 @@
+"""Chunks, packs and manifests as one thing: opens a store, commits checkpoints, finds and reads them.
+
+Knows nothing of SQL, hooks or policies. The order of writing is such that a crash at any instant leaves
+garbage and never loss: packs first, each durable; the manifest last, and only then is there a checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from ckpt_core import clock, ids
+from ckpt_core.errors import (
+    CorruptionError,
+    NotFoundError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    StoreError,
+)
+from ckpt_core.format.documents import AttemptRecord, Forward, Manifest, PackRecord, StoreDocument
+from ckpt_core.format.names import encode_name
+from ckpt_core.format.numbers import number_from, number_to
+from ckpt_core.format.sealed import seal, seal_digest, unseal
+from ckpt_core.model import Attempt, Checkpoint, Snapshot
+from ckpt_core.repository import layout
+from ckpt_core.repository.layout import ManifestKey
+from ckpt_core.repository.reader import ChunkReader, Verify, check_manifest
+from ckpt_core.repository.writer import Part, still_there, write_part
+from ckpt_core.stores import Store
+
+__all__ = ["Committed", "Draft", "Repository"]
+
+CHUNK_BYTES = 8 << 20
+_MANIFEST_LIMIT = 1 << 30
+_log = logging.getLogger("ckpt_core.repository")
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What is known of a checkpoint before its bytes are written."""
+
+    experiment: str
+    step: int
+    attempt: Attempt
+    metrics: dict[str, float]
+    writer: dict[str, Any]
+    parent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A manifest that stands in the store, under its key."""
+
+    manifest: Manifest
+    key: str
+    digest: str
+
+    @property
+    def packs(self) -> list[tuple[str, int]]:
+        """Name and size of every pack the checkpoint needs."""
+        return [(pack.name, pack.size) for pack in self.manifest.packs]
+
+    def checkpoint(self, tags: tuple[str, ...] = (), pinned: bool = False) -> Checkpoint:
+        """The checkpoint in the words of the domain."""
+        manifest = self.manifest
+        return Checkpoint(
+            id=manifest.id,
+            experiment=manifest.experiment,
+            step=manifest.step,
+            created_at=clock.from_text(manifest.created_at),
+            attempt=attempt_from(manifest.attempt),
+            parent=manifest.parent,
+            key=self.key,
+            digest=self.digest,
+            logical_bytes=manifest.logical_bytes,
+            written_bytes=manifest.written_bytes,
+            tensor_count=len(manifest.tensors),
+            metrics={name: number_from(value) for name, value in manifest.metrics.items()},
+            tags=tags,
+            pinned=pinned,
+        )
+
+
+def attempt_from(record: AttemptRecord) -> Attempt:
+    """The attempt that a document tells of."""
+    return Attempt(record.number, record.id, record.lineage, record.resumed_from, record.resumed_step)
+
+
+def attempt_to(attempt: Attempt) -> AttemptRecord:
+    """The attempt as documents write it."""
+    return AttemptRecord(
+        number=attempt.number,
+        id=attempt.id,
+        lineage=attempt.lineage,
+        resumed_from=attempt.resumed_from,
+        resumed_step=attempt.resumed_step,
+    )
+
+
+class Repository:
+    """One store of checkpoints. Every method may be called from any thread."""
+
+    def __init__(self, store: Store, document: StoreDocument) -> None:
+        self.store = store
+        self.document = document
+
+    @classmethod
+    def open(cls, store: Store, *, create: bool = False) -> Repository:
+        """The repository in a store; made on the spot with `create`. Raises NotFoundError (kind `store`),
+        FormatError for one of a newer version, CorruptionError, StoreError."""
+        key = layout.STORE_DOCUMENT
+        try:
+            return cls(store, unseal(store.get(key, limit=1 << 20), StoreDocument, f"{store.url}/{key}"))
+        except ObjectNotFoundError:
+            if not create:
+                raise NotFoundError(
+                    f"there is no checkpoint store at {store.url}; name it with --store or CKPT_STORE",
+                    kind="store",
+                    url=store.url,
+                ) from None
+        document = StoreDocument(
+            store_id=ids.new_ulid(), chunk_bytes=CHUNK_BYTES, created_at=clock.to_text(clock.now())
+        )
+        with suppress(ObjectExistsError):  # another process made it at the same moment: theirs holds
+            store.put_new(key, seal(document))
+        return cls.open(store)
+
+    def commit(
+        self,
+        snapshot: Snapshot,
+        draft: Draft,
+        *,
+        base: Manifest | None = None,
+        approve: Callable[[], None] | None = None,
+    ) -> Committed:
+        """Writes a checkpoint. When this returns it is durable; when it raises there is none.
+
+        `base` is the manifest whose chunks are not written again. `approve` is called just before the
+        commit and stops it by raising.
+        """
+        checkpoint = ids.new_ulid()
+        for _ in range(3):
+            known = self._known(base)
+            part = write_part(
+                self.store,
+                snapshot,
+                experiment=draft.experiment,
+                checkpoint=checkpoint,
+                chunk_bytes=self.document.chunk_bytes,
+                known=known,
+            )
+            try:
+                if approve is not None:
+                    approve()
+                gone = [p.name for p in part.packs if not still_there(self.store, p)]
+                if not gone:
+                    return self._publish(checkpoint, snapshot, draft, part)
+            except BaseException:
+                self._drop_own(part, checkpoint)
+                raise
+            # Another process pruned what this save was about to name: write those chunks after all.
+            _log.warning("packs vanished during a save and their chunks are written again: %s", ", ".join(gone))
+            self._drop_own(part, checkpoint)
+        raise StoreError("packs kept vanishing while a checkpoint was written; is another prune running?", kind="race")
+
+    def manifest_keys(self, experiment: str | None = None, *, trash: bool = False) -> Iterator[ManifestKey]:
+        """Keys of all checkpoints (or of all forgotten ones), by experiment and step, without reading them."""
+        folder = layout.TRASH if trash else layout.MANIFESTS
+        prefix = folder if experiment is None else f"{folder}/{encode_name(experiment)}"
+        for info in self.store.list(prefix):
+            parsed = layout.parse_manifest_key(info.key)
+            if parsed is not None:
+                yield parsed
+
+    def read(self, key: str) -> Committed:
+        """The manifest under a key, checked. Raises NotFoundError, CorruptionError, FormatError."""
+        try:
+            data = self.store.get(key, limit=_MANIFEST_LIMIT)
+        except ObjectNotFoundError:
+            raise NotFoundError(f"checkpoint {key} is no longer in {self.store.url}", key=key) from None
+        manifest = unseal(data, Manifest, f"manifest {key}")
+        parsed = layout.parse_manifest_key(key)
+        expected = (encode_name(manifest.experiment), manifest.step, manifest.id)
+        if parsed is None or (parsed.folder, parsed.step, parsed.id) != expected:
+            raise CorruptionError(f"manifest {key} is that of another checkpoint: it was moved or copied",
+                                  kind="document", key=key)  # fmt: skip
+        check_manifest(manifest, f"manifest {key}")
+        return Committed(manifest, key, seal_digest(data))
+
+    def reader(self, manifest: Manifest, verify: Verify = "full") -> ChunkReader:
+        """The tensors of a checkpoint. Nothing is read yet."""
+        return ChunkReader(self.store, manifest, verify)
+
+    def forget(self, key: str) -> str:
+        """Moves a manifest to the trash: the checkpoint is no longer one, its packs still stand."""
+        target = layout.trash_key(key)
+        self.store.move(key, target)
+        return target
+
+    def forward(self, pack: str) -> Forward | None:
+        """Where the chunks of a rewritten pack have gone; None where it was not rewritten."""
+        key = layout.forward_key(pack)
+        try:
+            return unseal(self.store.get(key), Forward, key)
+        except ObjectNotFoundError:
+            return None
+
+    def _publish(self, checkpoint: str, snapshot: Snapshot, draft: Draft, part: Part) -> Committed:
+        manifest = Manifest(
+            id=checkpoint,
+            experiment=draft.experiment,
+            step=draft.step,
+            created_at=clock.to_text(clock.now()),
+            attempt=attempt_to(draft.attempt),
+            parent=draft.parent,
+            writer=draft.writer,
+            metrics={name: number_to(value) for name, value in draft.metrics.items()},
+            chunk_bytes=self.document.chunk_bytes,
+            logical_bytes=snapshot.nbytes,
+            written_bytes=part.written_bytes,
+            state=snapshot.tree,
+            tensors=part.tensors,
+            packs=part.packs,
+        )
+        key = layout.manifest_key(draft.experiment, draft.step, checkpoint)
+        data = seal(manifest)
+        self.store.put_new(key, data)
+        return Committed(manifest, key, seal_digest(data))
+
+    def _known(self, base: Manifest | None) -> dict[str, tuple[PackRecord, int]]:
+        """Chunks of `base` that can be named again. Those of a rewritten pack are left to be written anew."""
+        if base is None or base.chunk_bytes != self.document.chunk_bytes:
+            return {}
+        alive = [still_there(self.store, pack) for pack in base.packs]
+        return {
+            chunk.digest: (base.packs[chunk.pack], chunk.offset)
+            for tensor in base.tensors
+            for shard in tensor.shards
+            for chunk in shard.chunks
+            if alive[chunk.pack]
+        }
+
+    def _drop_own(self, part: Part, checkpoint: str) -> None:
+        for pack in part.packs:
+            if f"/{checkpoint}-" in pack.name:
+                with suppress(StoreError):  # prune will find it
+                    self.store.delete(layout.pack_key(pack.name))

@@ -1,0 +1,59 @@
+"""Metric series in the store: append-only sealed segments, one object a flush."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+
+from ckpt_core import clock, ids
+from ckpt_core.errors import CkptError
+from ckpt_core.format.documents import MetricRow, MetricSegment
+from ckpt_core.format.names import encode_name
+from ckpt_core.format.numbers import number_from, number_to
+from ckpt_core.format.sealed import seal, unseal
+from ckpt_core.model import Attempt, MetricPoint
+from ckpt_core.repository import layout
+from ckpt_core.repository.repository import attempt_from, attempt_to
+from ckpt_core.stores import Store
+
+__all__ = ["MetricSegments"]
+
+_log = logging.getLogger("ckpt_core.repository")
+
+
+class MetricSegments:
+    """The metric series of a store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def append(self, experiment: str, attempt: Attempt, points: Sequence[MetricPoint]) -> str:
+        """Writes points durably as one new segment; returns its key."""
+        rows = tuple(MetricRow(p.name, p.step, number_to(p.value), clock.to_text(p.at)) for p in points)
+        segment = MetricSegment(experiment=experiment, attempt=attempt_to(attempt), rows=rows)
+        key = f"{layout.METRICS}/{encode_name(experiment)}/{attempt.number:06d}-{ids.new_ulid()}.json"
+        self._store.put_new(key, seal(segment))
+        return key
+
+    def keys(self, experiment: str | None = None) -> Iterator[str]:
+        """Keys of all segments in the order in which they were written."""
+        prefix = layout.METRICS if experiment is None else f"{layout.METRICS}/{encode_name(experiment)}"
+        for info in self._store.list(prefix):
+            yield info.key
+
+    def read(self, key: str) -> tuple[str, Attempt, list[MetricPoint]]:
+        """Experiment, attempt and points of a segment. Raises CorruptionError."""
+        segment = unseal(self._store.get(key), MetricSegment, key)
+        points = [
+            MetricPoint(row.name, row.step, number_from(row.value), clock.from_text(row.at), segment.attempt.number)
+            for row in segment.rows
+        ]
+        return segment.experiment, attempt_from(segment.attempt), points
+
+    def all(self, experiment: str | None = None) -> Iterator[tuple[str, Attempt, list[MetricPoint]]]:
+        """Every segment that can be read; damaged ones are logged and left out."""
+        for key in self.keys(experiment):
+            try:
+                yield self.read(key)
+            except CkptError as error:
+                _log.warning("metric segment left out: %s", error)

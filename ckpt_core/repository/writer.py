@@ -1,0 +1,142 @@
+"""From a snapshot to a pack: cut into chunks, hash, leave out what the parent has, write the rest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from ckpt_core.errors import ObjectNotFoundError
+from ckpt_core.format.documents import Chunk, PackRecord, Shard, TensorRecord
+from ckpt_core.format.pack import PackWriter, Piece, empty_piece, header_bound
+from ckpt_core.model import Snapshot, StagedTensor
+from ckpt_core.repository import layout
+from ckpt_core.repository.digests import digest_in_order
+from ckpt_core.stores import ObjectWriter, Store
+from ckpt_core.tree import dtypes
+
+__all__ = ["MAX_PACKS", "KnownChunks", "Part", "write_part"]
+
+MAX_PACKS = 64
+"""Packs that one checkpoint may name: what bounds the files a reader must open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one process contributes to a manifest: its tensors, the packs they need, the bytes it wrote."""
+
+    tensors: tuple[TensorRecord, ...]
+    packs: tuple[PackRecord, ...]
+    written_bytes: int
+
+
+KnownChunks = Mapping[str, tuple[PackRecord, int]]
+"""Chunks that need not be written again: digest -> pack and offset from the pack's beginning."""
+
+
+@dataclass(slots=True)
+class _Place:
+    """Where a chunk is: in the pack being written (`pack` is None, offset behind the header), or elsewhere."""
+
+    piece: Piece
+    digest: str
+    pack: PackRecord | None
+    offset: int
+
+
+def write_part(
+    store: Store,
+    snapshot: Snapshot,
+    *,
+    experiment: str,
+    checkpoint: str,
+    chunk_bytes: int,
+    known: KnownChunks,
+    rank: int = 0,
+    max_packs: int = MAX_PACKS,
+) -> Part:
+    """Writes the chunks of a snapshot that are not `known` into one durable pack (or none at all).
+
+    Hashing of the next chunks overlaps with writing the last. Raises StoreError; then nothing is left behind.
+    """
+    name = layout.pack_name(experiment, checkpoint, rank, 0)
+    order = sorted(range(len(snapshot.tensors)), key=lambda i: -dtypes.alignment(snapshot.tensors[i].spec.dtype))
+    places: list[list[_Place]] = [[] for _ in snapshot.tensors]
+    with ExitStack() as stack:
+        objects: list[ObjectWriter] = []
+
+        def create() -> ObjectWriter:
+            objects.append(stack.enter_context(store.create(layout.pack_key(name))))
+            return objects[0]
+
+        pack = PackWriter(
+            create,
+            checkpoint=checkpoint,
+            chunk_bytes=chunk_bytes,
+            bound=header_bound(((t.path, t.spec) for t in snapshot.tensors), chunk_bytes),
+        )
+        sources = [(i, piece) for i in order for piece in _pieces(snapshot.tensors[i], chunk_bytes)]
+        digested = digest_in_order(piece for _, piece in sources)
+        for (i, _), (piece, digest) in zip(sources, digested, strict=True):
+            found = known.get(digest)
+            if found is None:
+                places[i].append(_Place(piece, digest, None, pack.append(piece, digest)))
+            else:
+                places[i].append(_Place(piece, digest, *found))
+        _fold([place for row in places for place in row], pack, max_packs)
+        record = None
+        if pack.data_bytes:
+            for tensor in snapshot.tensors:
+                if not tensor.data.nbytes:
+                    pack.append(empty_piece(tensor.path, tensor.spec), "")
+            written = pack.finish()
+            objects[0].commit()
+            record = PackRecord(name, written.size, written.header_size, written.header_digest)
+    return _part(snapshot, places, record)
+
+
+def _pieces(tensor: StagedTensor, chunk_bytes: int) -> Iterator[Piece]:
+    for begin in range(0, tensor.data.nbytes, chunk_bytes):
+        yield Piece(tensor.path, tensor.spec, begin, tensor.data[begin : begin + chunk_bytes])
+
+
+def _fold(places: list[_Place], pack: PackWriter, max_packs: int) -> None:
+    """Writes again what the emptiest of too many packs still give, so that a reader opens a bounded number."""
+    weights: Counter[str] = Counter()
+    for place in places:
+        if place.pack is not None:
+            weights[place.pack.name] += place.piece.data.nbytes
+    excess = len(weights) + 1 - max_packs
+    if excess <= 0:
+        return
+    folded = {name for name, _ in sorted(weights.items(), key=lambda item: (item[1], item[0]))[:excess]}
+    for place in places:
+        if place.pack is not None and place.pack.name in folded:
+            place.offset = pack.append(place.piece, place.digest)
+            place.pack = None
+
+
+def _part(snapshot: Snapshot, places: list[list[_Place]], own: PackRecord | None) -> Part:
+    packs: dict[str, PackRecord] = {}
+    numbers: dict[str, int] = {}
+    tensors = []
+    for tensor, row in zip(snapshot.tensors, places, strict=True):
+        chunks = []
+        for place in row:
+            pack = place.pack or own
+            assert pack is not None
+            number = numbers.setdefault(pack.name, len(numbers))
+            packs[pack.name] = pack
+            offset = place.offset if place.pack else pack.header_size + place.offset
+            chunks.append(Chunk(place.digest, number, offset))
+        tensors.append(TensorRecord(tensor.spec.dtype, tensor.spec.shape, (Shard(tuple(chunks)),), tensor.kind))
+    return Part(tuple(tensors), tuple(packs.values()), own.size if own else 0)
+
+
+def still_there(store: Store, pack: PackRecord) -> bool:
+    """Whether a pack that is to be named again stands in the store with the size it had."""
+    try:
+        return store.info(layout.pack_key(pack.name)).size == pack.size
+    except ObjectNotFoundError:
+        return False

@@ -1,0 +1,162 @@
+"""Which Python objects may stand in a state, and how each becomes bytes or plain values.
+
+Frameworks register themselves on first sight of one of their objects, through the entry-point group
+`ckpt_core.codecs` (named after the framework's top module), so that the core imports none of them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Protocol
+
+from ckpt_core.errors import FormatError, MissingExtraError
+from ckpt_core.model import Buffer, TensorSpec
+
+__all__ = ["CodecRegistry", "ObjectCodec", "TensorCodec", "UnsupportedValueError", "register_codec", "registry"]
+
+_GROUP = "ckpt_core.codecs"
+
+
+class UnsupportedValueError(Exception):
+    """Raised by a codec for a value of its type that it cannot store; the caller adds the path."""
+
+
+class TensorCodec(Protocol):
+    """How the arrays of one framework become bytes and come back.
+
+    All bytes are in C order and little endian, as numpy `uint8` arrays of one dimension in host memory.
+    """
+
+    name: str
+
+    def spec(self, value: Any) -> TensorSpec:
+        """Element type and shape of `value`. Raises UnsupportedValueError, saying why."""
+
+    def identity(self, value: Any) -> Hashable:
+        """Equal for two values that are the same memory seen the same way (tied tensors)."""
+
+    def view(self, value: Any) -> Buffer | None:
+        """The bytes of `value` without a copy; None where they are not contiguous in host memory."""
+
+    def copy_into(self, value: Any, out: Buffer) -> None:
+        """Copies the bytes of `value`, wherever it lives, to `out`, which has exactly their size."""
+
+    def wrap(self, spec: TensorSpec, data: Buffer) -> Any:
+        """A host tensor over `data`, which it may keep: nobody else writes to it."""
+
+    def destination(self, like: Any, spec: TensorSpec) -> Buffer | None:
+        """The writable bytes of `like`, if `spec` can be read straight into them; else None."""
+
+    def assign(self, like: Any, value: Any) -> Any:
+        """`value` (from `wrap`) in the dtype and on the device of `like`; in place where it can be."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectCodec:
+    """How one type that is not a tensor becomes a state of plain values and tensors, and comes back."""
+
+    name: str
+    type: type
+    encode: Callable[[Any], Any]
+    decode: Callable[[Any], Any]
+
+
+class CodecRegistry:
+    """The codecs known to this process. Thread-safe; later registrations of a type or name win."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._tensors: dict[type, TensorCodec] = {}
+        self._tensor_names: dict[str, TensorCodec] = {}
+        self._objects: dict[type, ObjectCodec] = {}
+        self._object_names: dict[str, ObjectCodec] = {}
+        self._pending: dict[str, EntryPoint] | None = None
+
+    def add_tensor(self, codec: TensorCodec, *types: type) -> None:
+        """Store values of `types` (and of their subclasses) as tensors through `codec`."""
+        with self._lock:
+            self._tensor_names[codec.name] = codec
+            for kind in types:
+                self._tensors[kind] = codec
+
+    def add_object(self, codec: ObjectCodec) -> None:
+        """Store values of exactly `codec.type` through `codec`."""
+        with self._lock:
+            self._objects[codec.type] = codec
+            self._object_names[codec.name] = codec
+
+    def find(self, kind: type) -> TensorCodec | ObjectCodec | None:
+        """The codec for values of type `kind`, asking installed packages if none is known yet."""
+        found = self._lookup(kind)
+        if found is None and self._discover({base.__module__.partition(".")[0] for base in kind.__mro__}):
+            found = self._lookup(kind)
+        return found
+
+    def tensor_named(self, name: str) -> TensorCodec:
+        """The tensor codec that a manifest or a caller names. Raises MissingExtraError."""
+        if name not in self._tensor_names:
+            self._discover({name})
+        try:
+            return self._tensor_names[name]
+        except KeyError:
+            raise MissingExtraError(
+                f"tensors of {name!r} need its package: pip install 'ckpt-core[{name}]', "
+                f'or load them as numpy arrays with framework="numpy"',
+                framework=name,
+            ) from None
+
+    def object_named(self, name: str) -> ObjectCodec:
+        """The object codec that a manifest names. Raises FormatError."""
+        if name not in self._object_names:
+            self._discover({name.partition(".")[0]})
+        try:
+            return self._object_names[name]
+        except KeyError:
+            raise FormatError(
+                f"this checkpoint holds an object of codec {name!r}, which is not registered here; "
+                "call ckpt_core.register_codec for it before loading",
+                kind="codec",
+                codec=name,
+            ) from None
+
+    def _lookup(self, kind: type) -> TensorCodec | ObjectCodec | None:
+        with self._lock:
+            exact = self._objects.get(kind)
+            if exact is not None:
+                return exact
+            return next((self._tensors[base] for base in kind.__mro__ if base in self._tensors), None)
+
+    def _discover(self, names: set[str]) -> bool:
+        with self._lock:
+            if self._pending is None:
+                self._pending = {entry.name: entry for entry in entry_points(group=_GROUP)}
+            wanted = [self._pending.pop(name) for name in sorted(names & self._pending.keys())]
+            for entry in wanted:
+                try:
+                    entry.load()(self)
+                except ImportError:  # the framework itself is not installed: as if it had no codec
+                    continue
+            return bool(wanted)
+
+
+registry = CodecRegistry()
+"""The codecs that managers use unless told otherwise."""
+
+
+def register_codec(
+    kind: type,
+    *,
+    name: str,
+    encode: Callable[[Any], Mapping[str, Any] | list[Any] | tuple[Any, ...] | Any],
+    decode: Callable[[Any], Any],
+) -> None:
+    """Teach the engine to save objects of exactly type `kind`.
+
+    `encode(value)` returns anything a state may hold (dicts, lists, numbers, tensors, other registered
+    types); `decode` gets it back and makes the object. `name` is written to disk: keep it stable and
+    unlike others', as `"mypackage.Vocabulary"`.
+    """
+    registry.add_object(ObjectCodec(name, kind, encode, decode))

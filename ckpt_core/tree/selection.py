@@ -1,0 +1,41 @@
+"""Which leaves of a state to load."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from typing import Any
+
+from ckpt_core.errors import StateMismatchError
+from ckpt_core.tree.flatten import walk
+
+__all__ = ["Selection"]
+
+_SHOWN = 8
+
+
+class Selection:
+    """Paths, whole subtrees, or shell patterns over paths. None selects everything."""
+
+    def __init__(self, patterns: str | Sequence[str] | None) -> None:
+        self.patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns or ())
+        self.everything = patterns is None
+
+    def __contains__(self, path: str) -> bool:
+        return self.everything or any(
+            path == p or path.startswith(p.rstrip("/") + "/") or fnmatch.fnmatchcase(path, p)
+            for p in self.patterns
+        )
+
+    def check(self, tree: Any) -> None:
+        """Raises StateMismatchError for a pattern that selects nothing: most likely a typing error."""
+        if self.everything:
+            return
+        paths = [path for path, _ in walk(tree)]
+        for pattern in self.patterns:
+            if not any(path in Selection(pattern) for path in paths):
+                raise StateMismatchError(
+                    f"nothing in the checkpoint matches {pattern!r}; its paths begin {', '.join(paths[:_SHOWN])}",
+                    kind="include",
+                    paths=(pattern,),
+                )

@@ -1,0 +1,109 @@
+"""How torch tensors become bytes and come back. Registered on first sight of a torch object."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ckpt_core.tree import ObjectCodec, UnsupportedValueError
+
+if TYPE_CHECKING:
+    from ckpt_core.model import Buffer
+    from ckpt_core.tree import CodecRegistry
+
+from ckpt_core.model import TensorSpec
+
+__all__ = ["TorchCodec", "register"]
+
+_NAMES = {
+    "bool": "BOOL", "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16", "uint32": "U32",
+    "int32": "I32", "uint64": "U64", "int64": "I64", "float16": "F16", "bfloat16": "BF16",
+    "float32": "F32", "float64": "F64", "complex32": "C32", "complex64": "C64", "complex128": "C128",
+    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e4m3fnuz": "F8_E4M3FNUZ",
+    "float8_e5m2fnuz": "F8_E5M2FNUZ", "float8_e8m0fnu": "F8_E8M0", "float4_e2m1fn_x2": "F4",
+}  # fmt: skip
+_NAME_OF = {getattr(torch, text): name for text, name in _NAMES.items() if hasattr(torch, text)}
+_DTYPE_OF = {name: dtype for dtype, name in _NAME_OF.items()}
+
+
+class TorchCodec:
+    """Dense tensors and parameters of every dtype with a fixed size, on any device."""
+
+    name = "torch"
+
+    def spec(self, value: torch.Tensor) -> TensorSpec:
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            what = "meta" if value.is_meta else "quantized" if value.is_quantized else str(value.layout)
+            raise UnsupportedValueError(f"a {what} tensor has no plain bytes: save its dense parts")
+        if type(value).__name__ == "DTensor":
+            raise UnsupportedValueError("a distributed tensor is saved through torch.distributed.checkpoint")
+        name = _NAME_OF.get(value.dtype)
+        if name is None:
+            raise UnsupportedValueError(f"torch's {value.dtype} has no fixed bytes to store")
+        shape = tuple(value.shape)
+        if name == "F4":  # torch counts pairs of values, the format counts values
+            shape = (*shape[:-1], shape[-1] * 2)
+        return TensorSpec(name, shape)
+
+    def identity(self, value: torch.Tensor) -> Hashable:
+        if value.numel() == 0:
+            return id(value)
+        return (str(value.device), value.data_ptr(), tuple(value.shape), value.stride(), value.dtype,
+                value.is_conj(), value.is_neg())  # fmt: skip
+
+    def view(self, value: torch.Tensor) -> Buffer | None:
+        plain = value.detach()
+        if plain.device.type != "cpu" or not plain.is_contiguous() or plain.is_conj() or plain.is_neg():
+            return None
+        return _bytes_of(plain)
+
+    def copy_into(self, value: torch.Tensor, out: Buffer) -> None:
+        plain = value.detach()
+        if plain.numel():
+            _over(out, plain.dtype, plain.shape).copy_(plain)
+
+    def wrap(self, spec: TensorSpec, data: Buffer) -> torch.Tensor:
+        dtype = _DTYPE_OF.get(spec.dtype)
+        if dtype is None:
+            raise UnsupportedValueError(
+                f'torch has no {spec.dtype}: load this tensor as a numpy array with framework="numpy"'
+            )
+        shape = spec.shape if spec.dtype != "F4" else (*spec.shape[:-1], spec.shape[-1] // 2)
+        return _over(data, dtype, shape)
+
+    def destination(self, like: torch.Tensor, spec: TensorSpec) -> Buffer | None:
+        return self.view(like) if self.spec(like) == spec else None
+
+    def assign(self, like: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            like.copy_(value)
+        return like
+
+
+def _bytes_of(tensor: torch.Tensor) -> Buffer:
+    if tensor.numel() == 0:
+        return np.empty(0, np.uint8)
+    return tensor.reshape(-1).view(torch.uint8).numpy()
+
+
+def _over(data: Buffer, dtype: torch.dtype, shape: torch.Size | tuple[int, ...]) -> torch.Tensor:
+    if data.size == 0:
+        return torch.empty(shape, dtype=dtype)
+    return torch.from_numpy(data).view(dtype).reshape(shape)
+
+
+def register(registry: CodecRegistry) -> None:
+    """Entry point of the group `ckpt_core.codecs`."""
+    registry.add_tensor(TorchCodec(), torch.Tensor)
+    registry.add_object(ObjectCodec("torch.device", torch.device, str, torch.device))
+    registry.add_object(ObjectCodec("torch.dtype", torch.dtype, lambda d: str(d).removeprefix("torch."), _dtype))
+
+
+def _dtype(text: Any) -> torch.dtype:
+    dtype = getattr(torch, str(text), None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"torch has no dtype {text!r}")
+    return dtype

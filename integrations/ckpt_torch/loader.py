@@ -1,0 +1,346 @@
+"""A data loader that knows its position and can go back to it, to the same batches and the same randomness.
+
+`TrackedLoader` iterates as the loader does and changes nothing about what it draws. How iterators are made
+is `iterators.py`'s work; the random state of the training loop itself is restored by who resumes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+from torch.utils.data import IterableDataset
+
+from ckpt_core import clock
+from ckpt_core.errors import UsageError
+from ckpt_torch.iterators import IteratorMaker, is_plain
+from ckpt_torch.memory import Memory
+from ckpt_torch.rng import read_streams, write_streams
+from ckpt_torch.tape import Tape
+
+__all__ = ["ResumeData", "TrackedLoader"]
+
+_log = logging.getLogger("ckpt_core.torch.data")
+
+ResumeData = Literal["auto", "skip", "replay"]
+Position = dict[str, Any]
+_SECONDS_BETWEEN_REPORTS = 10.0
+
+
+class TrackedLoader:
+    """`loader` with a position that can be saved and resumed.
+
+    `before_fetch` is called each time before a batch is fetched: between two iterations of the training
+    loop. `lookahead` is how many batches the consumer fetches in advance. Loaders with `state_dict` and
+    `load_state_dict` keep their own position.
+    """
+
+    def __init__(
+        self,
+        loader: Any,
+        *,
+        name: str = "loader",
+        resume_data: ResumeData = "auto",
+        before_fetch: Callable[[], None] | None = None,
+        lookahead: int = 0,
+    ) -> None:
+        if resume_data not in ("auto", "skip", "replay"):
+            raise UsageError(f'resume_data is {resume_data!r}; give "auto", "skip" or "replay"')
+        self.loader = loader
+        self.name = name
+        self.resume_data = resume_data
+        self.before_fetch = before_fetch
+        self.lookahead = lookahead
+        self.stateful = all(callable(getattr(loader, each, None)) for each in ("state_dict", "load_state_dict"))
+        self.delivered = 0
+        self.started = False
+        self.passes = 0
+        self._memory = Memory(_roots(loader))
+        self._maker = IteratorMaker(loader, self._memory) if is_plain(loader) else None
+        self._baseline: dict[str, Any] | None = None
+        self._changed: set[str] = set()
+        self._sizes: dict[str, int] = {}
+        self._grown: set[str] = set()
+        self._begin: dict[str, Any] = {}
+        self._tape: Tape | None = None
+        self._marks: deque[dict[str, Any]] = deque(maxlen=lookahead or None)
+        self._pending: Position | None = None
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        position, self._pending = self._pending, None
+        buffered: list[Any] = []
+        if self.stateful:
+            if position is not None:
+                self.loader.load_state_dict(position["own"])
+            iterator = iter(self.loader)
+            self.delivered = position["delivered"] if position is not None else 0
+        elif position is None or not position["started"]:
+            iterator = self._fresh(position)
+        else:
+            iterator = self._resumed(position, buffered)
+        self.started = True
+        return self._batches(iterator, buffered)
+
+    def position(self, *, ahead: int = 0, between: bool = False) -> Position:
+        """Where the next batch would be fetched, as a plain value.
+
+        `ahead` batches have been fetched that the training loop has not been given yet. With `between` the
+        present epoch is over, however far it came.
+        """
+        if self.stateful:
+            started = self.started and not between
+            return {"kind": "own", "own": self.loader.state_dict(), "started": started, "delivered": self.delivered}
+        self._note_numbers()
+        started = self.started and not between
+        position: Position = {
+            "kind": "plain",
+            "started": started,
+            "loader": _describe(self.loader),
+            "memory": self._kept(self._memory.read()),
+            "changed": sorted(self._changed),
+        }
+        if self._maker is not None and self._maker.persistent and self._maker.born is not None:
+            if between:
+                self._maker.drain()
+            position["born"] = self._kept_moment(self._maker.born)
+            position["workers"] = dict(self._maker.workers.after)
+        if not started:
+            return position
+        delivered = self.delivered - ahead
+        position |= {
+            "delivered": delivered,
+            "passes": self.passes,
+            "begin": self._kept_moment(self._begin),
+            "tape": dict(self._tape.entries) if self._tape is not None else {},
+            "marks": list(self._marks)[len(self._marks) - ahead :] if ahead else [],
+            "grown": sorted(self._grown),
+        }
+        if self._maker is not None:
+            workers = self._maker.workers
+            position |= {
+                "sampler_tape": dict(self._maker.tape.entries),
+                "continued": self._maker.continued,
+                "grown": sorted(self._grown | workers.grown),
+                "workers": workers.at(delivered - delivered % (self.loader.num_workers or 1)),
+                "workers_begin": self._workers_begin,
+            }
+        return position
+
+    def resume(self, position: Mapping[str, Any]) -> None:
+        """Have the next iteration begin where `position` was taken.
+
+        The global random states are the caller's to restore: after `iter`, before the first batch is asked
+        for. Raises UsageError for a position of another kind of loader.
+        """
+        kind = "own" if self.stateful else "plain"
+        if position.get("kind") != kind:
+            raise UsageError(
+                f"the checkpoint's data position is of a loader that {_SAYS[str(position.get('kind'))]}, and "
+                f"{self.name} {_SAYS[kind]}: use the same kind of loader, or leave it out to begin the epoch anew",
+                kind="loader",
+            )
+        self._pending = dict(position)
+        if kind == "own":
+            return
+        _warn_of_differences(self.name, position["loader"], _describe(self.loader))
+        self._baseline = self._memory.read_numbers()
+        self._changed.update(position["changed"])
+        absent = self._memory.write(position["memory"], numbers=frozenset(self._changed))
+        if absent:
+            _log.warning(
+                "%s: not restored, as it is no longer there: %s; the data may differ from an uninterrupted run",
+                self.name, ", ".join(absent),
+            )  # fmt: skip
+
+    def _batches(self, iterator: Iterator[Any], buffered: list[Any]) -> Iterator[Any]:
+        for batch in buffered:
+            yield batch
+        while True:
+            if self.before_fetch is not None:
+                self.before_fetch()
+            try:
+                batch = self._fetch(iterator)
+            except StopIteration:
+                break
+            yield batch
+        self.passes += 1
+
+    def _fetch(self, iterator: Iterator[Any]) -> Any:
+        if self.lookahead:
+            self._marks.append(read_streams())
+        if self._tape is not None:
+            self._tape.before()
+        batch = next(iterator)
+        if self._tape is not None:
+            self._tape.after(self.delivered)
+        if self._maker is not None:
+            batch = self._maker.take(batch, self.delivered)
+        self.delivered += 1
+        if not self.stateful:
+            self._watch()
+        return batch
+
+    def _watch(self) -> None:
+        """Look for what the dataset remembers and we cannot put back; from then on, tape what it draws."""
+        if self._maker is not None and self.loader.num_workers:
+            return
+        sizes = self._memory.sizes()
+        grown = {path for path in sizes if sizes[path] != self._sizes.get(path, sizes[path])}
+        if grown - self._grown and self._tape is None:
+            self._tape = Tape()
+            self._tape.begin()
+        self._grown |= {path for path in grown if path.startswith(("dataset", "collate_fn", "loader"))}
+
+    def _fresh(self, position: Position | None) -> Iterator[Any]:
+        self._note_numbers()
+        self._begin = {"streams": read_streams(), "memory": self._memory.read()}
+        self._sizes = self._memory.sizes()
+        self._grown = {path for path in self._memory.iterators if not path.startswith("sampler")}
+        self.delivered = 0
+        self.passes = 0 if position is None else self.passes
+        self._workers_begin: dict[int, Any] = {}
+        self._tape = Tape() if self._must_replay() else None
+        if self._maker is None:
+            iterator = iter(self.loader)
+        elif position is not None and position.get("born"):
+            self._workers_begin = position["workers"]
+            iterator = self._maker.resumed(
+                Tape(), skip=0, states=position["workers"], born=position["born"], begin=self._begin
+            )
+        else:
+            if self._maker.foreign:
+                _log.warning(
+                    "%s: its persistent workers were started before the checkpointer saw the loader; what they "
+                    "draw cannot be restored. Do not iterate over it beforehand",
+                    self.name,
+                )
+            iterator = self._maker.fresh()
+            self._workers_begin = dict(self._maker.workers.after)
+        if self._tape is not None:
+            self._tape.begin()
+        return iterator
+
+    def _resumed(self, position: Position, buffered: list[Any]) -> Iterator[Any]:
+        method, reason = self._method(position)
+        delivered = position["delivered"]
+        self._begin, self.passes = position["begin"], position["passes"]
+        self._sizes, self._grown = self._memory.sizes(), set(position["grown"])
+        self._workers_begin = position.get("workers_begin", {})
+        aligned = delivered - delivered % (getattr(self.loader, "num_workers", 0) or 1)
+        first = aligned if method == "skip" else 0
+        if delivered:
+            how = "skipping to" if method == "skip" else "fetching again and dropping"
+            _log.info("%s: going to batch %d by %s it (%s)", self.name, delivered, how, reason)
+        if self._maker is None:
+            write_streams(self._begin["streams"])
+            self._memory.write(self._begin["memory"], numbers=frozenset(self._changed))
+            iterator = iter(self.loader)
+        else:
+            iterator = self._maker.resumed(
+                Tape(position["sampler_tape"]),
+                skip=first,
+                states=position["workers"] if method == "skip" else self._workers_begin,
+                born=position["born"] if position["continued"] else None,
+                begin=self._begin,
+            )
+        tape = Tape(position["tape"])
+        self._tape = tape if tape.entries or self._must_replay() else None
+        self._replay(iterator, first, delivered, tape)
+        for mark in position["marks"]:
+            write_streams(mark)
+            buffered.append(self._fetch(iterator))
+        self._memory.write(position["memory"], numbers=frozenset(self._changed))
+        return iterator
+
+    def _replay(self, iterator: Iterator[Any], first: int, last: int, tape: Tape) -> None:
+        self.delivered = first
+        reported = clock.monotonic()
+        for index in range(first, last):
+            tape.rewind(index)
+            try:
+                self._fetch(iterator)
+            except StopIteration:
+                _log.warning(
+                    "%s ended after %d batches, before the position of the checkpoint (%d): it is not the "
+                    "data that the checkpoint was made with", self.name, index, last,
+                )  # fmt: skip
+                return
+            if clock.monotonic() - reported > _SECONDS_BETWEEN_REPORTS:
+                reported = clock.monotonic()
+                _log.info("%s: fetched again %d of %d batches", self.name, index + 1, last)
+
+    def _method(self, position: Position) -> tuple[str, str]:
+        """How to go to a position, and why so."""
+        skippable = self._maker is not None and not isinstance(self.loader.dataset, IterableDataset)
+        if not skippable:
+            return "replay", "it has no indices to skip"
+        if self.resume_data != "auto":
+            return self.resume_data, f"as resume_data={self.resume_data!r} says"
+        if position["grown"]:
+            return "replay", f"its samples depend on what was fetched before: {', '.join(position['grown'])}"
+        return "skip", "exact: all that its samples depend on besides their index is restored"
+
+    def _must_replay(self) -> bool:
+        if self._maker is None:
+            return True
+        return isinstance(self.loader.dataset, IterableDataset) and not self.loader.num_workers
+
+    def _note_numbers(self) -> None:
+        numbers = self._memory.read_numbers()
+        if self._baseline is None:
+            self._baseline = numbers
+        self._changed.update(path for path in numbers if numbers[path] != self._baseline.get(path, numbers[path]))
+
+    def _kept(self, memory: Mapping[str, Any]) -> dict[str, Any]:
+        numbers = {path: value for path, value in memory["numbers"].items() if path in self._changed}
+        return {"generators": memory["generators"], "numbers": numbers}
+
+    def _kept_moment(self, moment: Mapping[str, Any]) -> dict[str, Any]:
+        return {"streams": moment["streams"], "memory": self._kept(moment["memory"])}
+
+
+_SAYS = {"own": "keeps its own position (state_dict)", "plain": "does not keep its position itself", "None": "?"}
+
+
+def _roots(loader: Any) -> dict[str, object]:
+    if not is_plain(loader):
+        return {"loader": loader}
+    names = ("dataset", "collate_fn", "sampler", "batch_sampler", "generator")
+    return {name: getattr(loader, name) for name in names}
+
+
+def _describe(loader: Any) -> dict[str, Any]:
+    """What must not differ between the process that saved and the one that resumes."""
+    if not is_plain(loader):
+        return {"type": type(loader).__name__}
+    try:
+        samples: int | None = len(loader.dataset)
+    except TypeError:
+        samples = None
+    sampler = loader.batch_sampler if loader.batch_sampler is not None else loader.sampler
+    return {
+        "type": type(loader).__name__,
+        "samples": samples,
+        "batch_size": getattr(sampler, "batch_size", loader.batch_size),
+        "drop_last": getattr(sampler, "drop_last", loader.drop_last),
+        "sampler": type(getattr(sampler, "sampler", sampler)).__name__,
+        "num_workers": loader.num_workers,
+        "persistent_workers": loader.persistent_workers,
+        "in_order": getattr(loader, "in_order", True),
+    }
+
+
+def _warn_of_differences(name: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    differences = [f"{key} was {saved[key]!r}, is {now.get(key)!r}" for key in saved if saved[key] != now.get(key)]
+    if differences:
+        _log.warning(
+            "%s differs from the one that the checkpoint was made with (%s): the data will not be the same "
+            "as in an uninterrupted run", name, "; ".join(differences),
+        )  # fmt: skip
+    if not now.get("in_order", True):
+        _log.warning("%s hands out batches as they come (in_order=False): no two runs are the same", name)
