@@ -115,7 +115,7 @@ def _await_in_private_loop(awaitable: Awaitable[Any], limit: float | None) -> An
 
     try:
         # With a factory the runner leaves the thread's current event loop, which may be the user's, alone.
-        with asyncio.Runner(loop_factory=None) as runner:
+        with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
             return runner.run(main())
     except asyncio.CancelledError as error:  # no Exception, and yet nothing but a failure of this hook
         raise RuntimeError("the hook was cancelled from within") from error

@@ -181,7 +181,7 @@ class HookManager:
         begun = clock.monotonic()
         try:
             answer = calling.call(lambda: entry.execute(view), entry.timeout, entry.name)
-            vetoed = context.event.can_be_vetoed and not entry.background and _is_false(answer)
+            vetoed = context.event.can_be_vetoed and _is_false(answer)
         except calling.Overrun as error:
             if error.thread is not None:
                 entry.abandon(error.thread)

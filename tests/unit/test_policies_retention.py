@@ -165,6 +165,7 @@ def test_keep_tagged():
     assert KeepTagged().keep(checkpoints, CONTEXT) == {"C1": "tagged good, release-1", "C2": "tagged draft"}
     assert KeepTagged("release-*").keep(checkpoints, CONTEXT) == {"C1": "tagged release-1"}
     assert KeepTagged("RELEASE-*").keep(checkpoints, CONTEXT) == {}
+    assert KeepTagged("a").keep([made(1, tags=("A",))], CONTEXT) == {}
     assert [KeepTagged().describe(CONTEXT), KeepTagged("a*").describe(CONTEXT)] == ["tagged", "tagged a*"]
 
 
