@@ -19,7 +19,7 @@ READY := $(STAMP)
 endif
 
 PYTEST := "$(BIN)/pytest" -n 2 --dist worksteal
-CORE_TESTS := tests/unit tests/contract tests/stateful tests/crash tests/compat tests/cli
+CORE_TESTS := $(wildcard $(addprefix tests/,unit contract stateful crash compat cli))
 SNIPPETS := tests/packaging/test_snippets.py
 
 .DEFAULT_GOAL := help

@@ -20,9 +20,12 @@ def monotonic() -> float:
 
 def to_text(moment: datetime) -> str:
     """RFC 3339 in UTC with microseconds: `2026-01-31T12:00:00.000000Z`."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
 def from_text(text: str) -> datetime:
     """The moment that `to_text` wrote. Raises ValueError for anything else."""
-    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC)
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is not UTC or to_text(moment) != text:  # ISO 8601 has many other forms
+        raise ValueError(f"{text!r} is not a moment as 2026-01-31T12:00:00.000000Z")
+    return moment

@@ -1,20 +1,22 @@
-"""The one place where the engine reads its surroundings: environment variables, host, process, job, code."""
+"""The one place where the engine reads its surroundings: environment, host, process, job, code."""
 
 from __future__ import annotations
 
 import getpass
 import os
 import platform
+import re
 import socket
 import sys
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 __all__ = ["actor", "environment", "provenance", "version_of"]
 
-_FRAMEWORKS = ("torch", "lightning", "pytorch_lightning", "jax", "keras", "tensorflow", "transformers", "numpy")
+_FRAMEWORKS = (
+    "torch", "lightning", "pytorch_lightning", "jax", "keras", "tensorflow", "transformers", "numpy",
+)  # fmt: skip
 _JOBS = {
     "slurm_job": "SLURM_JOB_ID",
     "slurm_task": "SLURM_ARRAY_TASK_ID",
@@ -22,6 +24,8 @@ _JOBS = {
     "lsf_job": "LSB_JOBID",
     "kubernetes_pod": "POD_NAME",
 }
+_COMMIT = re.compile("[0-9a-f]{40,64}")
+_LONGEST = 1 << 20
 
 
 def environment(name: str) -> str | None:
@@ -37,67 +41,79 @@ def version_of(distribution: str) -> str | None:
         return None
 
 
-@cache
 def actor() -> str:
     """Who acts, for the audit trail: `user@host:pid`."""
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # a container whose user id has no name
+    except (ImportError, KeyError, OSError):  # a container whose user id has no name
         user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}:{os.getpid()}"
+    return _printable(f"{user}@{socket.gethostname()}:{os.getpid()}")
 
 
 def provenance() -> dict[str, Any]:
-    """What manifests say of their writer: host, process, versions, job, and the commit of the code."""
+    """What manifests say of their writer: host, process, versions, job, and the commit of the code.
+
+    Never raises: no save fails because of what its surroundings look like.
+    """
     facts: dict[str, Any] = {
         "ckpt_core": version_of("ckpt-core") or "unknown",
-        "host": socket.gethostname(),
+        "host": _printable(socket.gethostname()),
         "pid": os.getpid(),
         "platform": platform.platform(),
         "python": platform.python_version(),
         "frameworks": {
-            name: str(module.__version__)
+            name: _printable(str(found))
             for name in _FRAMEWORKS
-            if (module := sys.modules.get(name)) is not None and hasattr(module, "__version__")
+            if (found := getattr(sys.modules.get(name), "__version__", None)) is not None
         },
     }
-    jobs = {name: value for name, variable in _JOBS.items() if (value := environment(variable))}
+    jobs = {name: _printable(value) for name, variable in _JOBS.items() if (value := environment(variable))}
     if jobs:
         facts["job"] = jobs
-    commit = _git_commit(Path.cwd())
+    commit = _git_commit()
     if commit:
         facts["git_commit"] = commit
     return facts
 
 
-def _git_commit(folder: Path) -> str | None:
-    """The commit that is checked out around `folder`, read from git's own files: no process is started."""
-    for base in (folder, *folder.parents):
+def _printable(text: str) -> str:
+    """`text` as JSON can hold it: what the system gave is bytes, and need not be valid Unicode."""
+    return text.encode(errors="replace").decode()
+
+
+def _git_commit() -> str | None:
+    """The commit that is checked out here, read from git's own files: no process is started."""
+    try:
+        here = Path.cwd()
+    except OSError:  # the folder this process works in was deleted
+        return None
+    for base in (here, *here.parents):
         git = base / ".git"
-        try:
-            if git.is_file():  # a worktree or submodule
-                git = (base / git.read_text().removeprefix("gitdir:").strip()).resolve()
-            head = (git / "HEAD").read_text().strip()
-        except (OSError, UnicodeDecodeError):
-            continue
-        name = head.removeprefix("ref:").strip()
-        if name == head:
-            return head
-        return _git_reference(git, name)
+        if git.is_file():  # a worktree or submodule
+            git = base / (_text(git) or "").removeprefix("gitdir:").strip()
+        head = _text(git / "HEAD")
+        if head is not None:
+            found = _git_reference(git, head[4:].strip()) if head.startswith("ref:") else head.strip()
+            return found if found and _COMMIT.fullmatch(found) else None
     return None
 
 
 def _git_reference(git: Path, name: str) -> str | None:
     for folder in (git, git / "../.."):  # a worktree keeps its branches in the main folder
-        try:
-            return (folder / name).read_text().strip()
-        except (OSError, UnicodeDecodeError):
-            pass
-        try:
-            for line in (folder / "packed-refs").read_text().splitlines():
-                commit, _, reference = line.partition(" ")
-                if reference == name:
-                    return commit
-        except (OSError, UnicodeDecodeError):
-            pass
+        loose = _text(folder / name)
+        if loose is not None:
+            return loose.strip()
+        for line in (_text(folder / "packed-refs") or "").splitlines():
+            commit, _, reference = line.partition(" ")
+            if reference == name:
+                return commit
     return None
+
+
+def _text(path: Path) -> str | None:
+    """What a small text file holds; None where it is none."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.read(_LONGEST)
+    except (OSError, ValueError):
+        return None

@@ -17,6 +17,7 @@ __all__ = ["is_ulid", "new_ulid", "time_of", "token"]
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _LENGTH = 26
+_STEP = (1 << 64) - 1
 _lock = threading.Lock()
 _last = 0
 
@@ -24,13 +25,15 @@ _last = 0
 def new_ulid() -> str:
     """A new ULID of 26 characters, greater than every one this process made before.
 
-    Also when the wall clock steps back: then it counts on from the last one.
+    Also when the wall clock steps back: then it goes on from the last one, by a random step, so that
+    processes forked from this one do not count along the same numbers.
     """
     global _last
     milliseconds = int(clock.now().timestamp() * 1000)
-    value = (milliseconds << 80) | int.from_bytes(os.urandom(10), "big")
+    drawn = int.from_bytes(os.urandom(10), "big")
+    value = (milliseconds << 80) | drawn
     with _lock:
-        value = value if value > _last else _last + 1
+        value = value if value > _last else _last + 1 + (drawn & _STEP)
         _last = value
     return "".join(_ALPHABET[(value >> shift) & 31] for shift in range(125, -1, -5))
 
@@ -41,7 +44,9 @@ def is_ulid(text: str) -> bool:
 
 
 def time_of(ulid: str) -> datetime:
-    """The moment, to the millisecond, that a ULID carries."""
+    """The moment, to the millisecond, that a ULID carries. Raises ValueError where it is none."""
+    if not is_ulid(ulid):
+        raise ValueError(f"{ulid!r} is not a ULID")
     milliseconds = 0
     for character in ulid[:10]:
         milliseconds = milliseconds * 32 + _ALPHABET.index(character)

@@ -36,7 +36,11 @@ class TensorSpec(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StagedTensor:
-    """One tensor of a snapshot: its place in the state, what it is, and its bytes (C order, little endian)."""
+    """One tensor of a snapshot: its place in the state, what it is, and its bytes.
+
+    The bytes are in C order and in the byte order that the name of the dtype says: little endian unless it
+    is one of numpy's big-endian type strings, as `">f4"`.
+    """
 
     path: str
     kind: str
@@ -87,7 +91,7 @@ class Checkpoint:
     logical_bytes: int
     written_bytes: int
     tensor_count: int
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict, hash=False)
     tags: tuple[str, ...] = ()
     pinned: bool = False
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import operator
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ckpt_core import clock
@@ -22,13 +23,26 @@ def as_metrics(metrics: Mapping[str, Any] | None) -> dict[str, float]:
     """Metrics as plain floats; numbers, numpy scalars and tensors of one value will do. Raises UsageError."""
     found = {}
     for name, value in (metrics or {}).items():
-        if not isinstance(name, str) or not name or len(name) > 255:
-            raise UsageError(f"{name!r} is not the name of a metric: use a text of 1 to 255 characters", kind="metric")
+        if not _is_name(name):
+            raise UsageError(
+                f"{name!a} is not the name of a metric: use a printable text of 1 to 255 characters",
+                kind="metric",
+            )
         try:
+            if isinstance(value, (str, bytes)):
+                raise TypeError
             found[name] = float(value)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"metric {name!r} is {value!r}, not one number", kind="metric", metric=name) from error
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # the last is PyTorch's
+            raise UsageError(
+                f"metric {name!r} is {value!r}, not one number", kind="metric", metric=name
+            ) from error
     return found
+
+
+def _is_name(name: object) -> bool:
+    if not isinstance(name, str) or not 0 < len(name) <= 255 or "\0" in name:
+        return False
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 class MetricLog:
@@ -40,19 +54,32 @@ class MetricLog:
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
         self._waiting: list[tuple[Attempt, MetricPoint]] = []
+        self._flush_at = _FLUSH_AT
+        self._untold: list[tuple[Attempt, Sequence[MetricPoint]]] = []  # durable, but not in the catalog
 
     def add(self, attempt: Attempt, metrics: Mapping[str, Any], step: int) -> None:
         """Takes the values of one step. Cheap: nothing is written here unless very many wait."""
+        try:
+            step = operator.index(step)
+        except TypeError:
+            raise UsageError(
+                f"step={step!r} of a metric must be a whole number", kind="step", step=step
+            ) from None
         at = clock.now()
-        points = [MetricPoint(name, step, value, at, attempt.number) for name, value in as_metrics(metrics).items()]
+        points = [
+            MetricPoint(name, step, value, at, attempt.number) for name, value in as_metrics(metrics).items()
+        ]
         with self._lock:
             self._waiting.extend((attempt, point) for point in points)
-            full = len(self._waiting) >= _FLUSH_AT
+            full = len(self._waiting) >= self._flush_at
         if full:
             self.flush()
 
-    def flush(self) -> None:
-        """Makes everything taken so far durable. A failure is logged; the values wait for the next flush."""
+    def flush(self) -> int:
+        """Makes everything taken so far durable. A failure is logged, and the values wait for the next flush.
+
+        Returns how many wait.
+        """
         with self._flushing:
             with self._lock:
                 taken, self._waiting = self._waiting, []
@@ -61,6 +88,13 @@ class MetricLog:
                 by_attempt.setdefault(attempt.id, (attempt, []))[1].append(point)
             for attempt, points in by_attempt.values():
                 self._write(attempt, points)
+            untold, self._untold = self._untold, []
+            for attempt, rows in untold:
+                self._tell(attempt, rows)
+            with self._lock:
+                # After a failure not at every further value: each try writes all that wait.
+                self._flush_at = len(self._waiting) + _FLUSH_AT
+                return len(self._waiting)
 
     def _write(self, attempt: Attempt, points: list[MetricPoint]) -> None:
         try:
@@ -70,4 +104,10 @@ class MetricLog:
             with self._lock:
                 self._waiting[:0] = [(attempt, point) for point in points]
             return
-        self._workspace.index.tell(lambda catalog: catalog.add_metrics(self._experiment, attempt, points))
+        self._untold.append((attempt, points))
+
+    def _tell(self, attempt: Attempt, points: Sequence[MetricPoint]) -> None:
+        if not self._workspace.index.tell(
+            lambda catalog: catalog.add_metrics(self._experiment, attempt, points)
+        ):
+            self._untold.append((attempt, points))

@@ -20,6 +20,7 @@ from ckpt_core.catalog.identities import (
 )
 from ckpt_core.catalog.schema import (
     FORGOTTEN,
+    FOUND_ALIVE,
     LIVE,
     checkpoint_metrics,
     checkpoint_packs,
@@ -174,8 +175,8 @@ def forget(connection: Connection, uids: Iterable[str]) -> int:
     """
     count = 0
     for batch in batches(uids, IN_LIST):
-        live = (checkpoints.c.uid.in_(batch)) & (checkpoints.c.status == LIVE)
-        numbers = list(connection.scalars(select(checkpoints.c.id).where(live)))
+        live = select(checkpoints.c.id).where(checkpoints.c.uid.in_(batch), FOUND_ALIVE)
+        numbers = list(connection.scalars(live))
         connection.execute(delete(checkpoint_metrics).where(checkpoint_metrics.c.checkpoint_id.in_(numbers)))
         connection.execute(update(checkpoints).where(checkpoints.c.id.in_(numbers)).values(status=FORGOTTEN))
         count += len(numbers)
@@ -198,7 +199,7 @@ def set_tag(connection: Connection, experiment: str, tag: str, uid: str) -> None
     query = select(checkpoints.c.id, checkpoints.c.experiment_id).where(
         checkpoints.c.uid == uid,
         checkpoints.c.experiment_id == experiment_of(experiment),
-        checkpoints.c.status == LIVE,
+        FOUND_ALIVE,
     )
     found = connection.execute(query).one_or_none()
     if found is None:
@@ -215,8 +216,7 @@ def remove_tag(connection: Connection, experiment: str, tag: str) -> bool:
 
 def set_pinned(connection: Connection, uid: str, pinned: bool) -> None:
     """Pins or unpins a live checkpoint. Raises NotFoundError."""
-    live = (checkpoints.c.uid == uid) & (checkpoints.c.status == LIVE)
-    number = connection.scalar(select(checkpoints.c.id).where(live))
+    number = connection.scalar(select(checkpoints.c.id).where(checkpoints.c.uid == uid, FOUND_ALIVE))
     if number is None:
         raise _not_found(uid)
     connection.execute(update(checkpoints).where(checkpoints.c.id == number).values(pinned=pinned))

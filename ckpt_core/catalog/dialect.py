@@ -12,17 +12,18 @@ from typing import Any
 
 from sqlalchemy import Connection, Dialect, String, Table, Text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as LockTimeoutError
 from sqlalchemy.types import TypeEngine
 
 __all__ = [
-    "WRITES",
     "begin",
     "error_kind",
     "exact_text",
-    "hold_migration_lock",
     "insert_new",
     "long_text",
+    "migration_lock",
     "set_up_connection",
+    "transaction_options",
     "upsert",
     "upsert_bulk",
     "without_foreign_keys",
@@ -30,10 +31,8 @@ __all__ = [
 
 Row = Mapping[str, Any]
 
-WRITES = "ckpt_writes"
-"""The execution option of a connection whose transaction will write."""
-
-_MIGRATION_LOCK = 0x636B7074  # "ckpt"
+_WRITES = "ckpt_writes"
+_LOCK = 0x636B7074  # "ckpt"
 
 _SQLITE_KINDS = {
     sqlite3.SQLITE_BUSY: "locked",
@@ -192,13 +191,24 @@ def _keep_journal(connection: Any, wanted: str) -> str:
     return mode
 
 
+def transaction_options(dialect: Dialect, *, writes: bool) -> dict[str, Any]:
+    """Execution options of a connection that is about to begin a transaction.
+
+    Servers: a reader sees one state throughout; a writer sees what others committed since, as it must find
+    the rows that its inserts ran into. Neither is the default everywhere.
+    """
+    if dialect.name == "sqlite":
+        return {_WRITES: writes}
+    return {"isolation_level": "READ COMMITTED" if writes else "REPEATABLE READ"}
+
+
 def begin(connection: Connection) -> None:
     """Begins an SQLite transaction.
 
     One that will write takes the write lock now: a reader that turns writer later is refused at once if
     another wrote in between, whatever the busy timeout.
     """
-    writes = connection.get_execution_options().get(WRITES, False)
+    writes = connection.get_execution_options().get(_WRITES, False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
@@ -217,16 +227,29 @@ def without_foreign_keys(connection: Connection) -> Iterator[None]:
         driver.execute("PRAGMA foreign_keys = ON")
 
 
-def hold_migration_lock(connection: Connection) -> None:
-    """Lets one process at a time make or migrate the tables, until its transaction ends.
+@contextmanager
+def migration_lock(connection: Connection) -> Iterator[None]:
+    """Lets one process at a time make or migrate the tables. Call it before the transaction begins.
 
-    SQLite's write lock, taken by `begin`, is enough there. MySQL ends transactions at each change of a
-    table: its lock belongs to the connection and goes when that is closed.
+    The lock is the connection's, not the transaction's, which MySQL ends at each change of a table. SQLite's
+    write lock, taken by `begin`, is enough there.
     """
-    if connection.dialect.name == "postgresql":
-        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK:d})")
-    elif connection.dialect.name in ("mysql", "mariadb"):
-        connection.exec_driver_sql("SELECT GET_LOCK('ckpt_catalog', 60)")
+    name = connection.dialect.name
+    if name == "postgresql":
+        take, release = f"SELECT pg_advisory_lock({_LOCK:d})", f"SELECT pg_advisory_unlock({_LOCK:d})"
+    elif name in ("mysql", "mariadb"):
+        take, release = f"SELECT GET_LOCK('{_LOCK:d}', 60)", f"SELECT RELEASE_LOCK('{_LOCK:d}')"
+    else:
+        yield
+        return
+    if connection.exec_driver_sql(take).scalar() == 0:
+        raise LockTimeoutError("another process is changing its tables")
+    connection.commit()
+    try:
+        yield
+    finally:
+        connection.exec_driver_sql(release)
+        connection.commit()
 
 
 def error_kind(error: DBAPIError) -> str:

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.exc import TimeoutError as LockTimeoutError
 from sqlalchemy.pool import StaticPool
 
 from ckpt_core.catalog import dialect
@@ -75,7 +75,7 @@ class Database:
             ) from error
         if parsed.get_backend_name() == "sqlite":
             return cls._open_sqlite(parsed, timeout, mounts)
-        engine = _create(parsed, pool_pre_ping=True)
+        engine = _create(parsed, pool_pre_ping=True, pool_timeout=timeout)
         return cls(engine, path=None, timeout=timeout, read_only=False)
 
     @classmethod
@@ -93,7 +93,7 @@ class Database:
                 "the file open would have to share memory; several machines that write may still corrupt it",
                 path,
             )
-        engine = _create(url)
+        engine = _create(url, pool_timeout=timeout)
         _listen(engine, timeout, write_ahead)
         return cls(engine, path=path, timeout=timeout, read_only=read_only)
 
@@ -103,7 +103,7 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A transaction that sees one state of the catalog throughout. Raises CatalogError."""
-        with self._my_turn(self._one_connection), self._translating(), self._connected() as connection:
+        with self._my_turn(self._one_connection), self._translating(), self._transaction() as connection:
             yield connection
 
     @contextmanager
@@ -111,7 +111,11 @@ class Database:
         """A transaction that may write: committed at the end, undone by an exception. Raises CatalogError."""
         if self.read_only:
             raise self.error("read-only")
-        with self._my_turn(self._one_writer), self._translating(), self._connected(writes=True) as connection:
+        with (
+            self._my_turn(self._one_writer),
+            self._translating(),
+            self._transaction(writes=True) as connection,
+        ):
             yield connection
 
     @contextmanager
@@ -120,11 +124,11 @@ class Database:
         with (
             self._my_turn(self._one_writer),
             self._translating(),
-            self.engine.connect().execution_options(**{dialect.WRITES: True}) as connection,
+            self._connect(writes=True) as connection,
             dialect.without_foreign_keys(connection),
+            dialect.migration_lock(connection),
             connection.begin(),
         ):
-            dialect.hold_migration_lock(connection)
             yield connection
 
     def close(self) -> None:
@@ -141,11 +145,13 @@ class Database:
         )
 
     @contextmanager
-    def _connected(self, *, writes: bool = False) -> Iterator[Connection]:
-        with self.engine.connect() as connection:
-            options = connection.execution_options(**{dialect.WRITES: writes})
-            with options.begin():
-                yield options
+    def _transaction(self, *, writes: bool = False) -> Iterator[Connection]:
+        with self._connect(writes=writes) as connection, connection.begin():
+            yield connection
+
+    def _connect(self, *, writes: bool) -> Connection:
+        options = dialect.transaction_options(self.engine.dialect, writes=writes)
+        return self.engine.connect().execution_options(**options)
 
     @contextmanager
     def _translating(self) -> Iterator[None]:
@@ -153,8 +159,8 @@ class Database:
             yield
         except DBAPIError as error:
             raise self.error(dialect.error_kind(error), str(error.orig)) from error
-        except PoolTimeoutError as error:
-            raise self.error("locked", "no connection was free") from error
+        except LockTimeoutError as error:
+            raise self.error("locked", str(error)) from error
 
     @contextmanager
     def _my_turn(self, queue: bool) -> Iterator[None]:

@@ -9,7 +9,7 @@ import logging
 import os
 import sqlite3
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from sqlalchemy import Connection, insert, inspect, select
@@ -161,7 +161,8 @@ def _back_up(database: Database, revision: str) -> Path | None:
         os.replace(partial, final)
         _flush(folder)
     except (OSError, sqlite3.Error) as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise CatalogError(
             f"the catalog {database} was not upgraded, as its backup in {folder} failed ({error}): make room "
             "or give write permission there, then open it again",

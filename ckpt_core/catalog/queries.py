@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, distinct, func, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, distinct, func, select, true
 
 from ckpt_core.catalog.identities import IN_LIST, batches, experiment_of, metric_of
 from ckpt_core.catalog.schema import (
-    LIVE,
+    FOUND_ALIVE,
+    IS_LIVE,
     attempts,
     checkpoint_metrics,
     checkpoint_packs,
@@ -35,7 +36,8 @@ _TIME_ORDER = (checkpoints.c.created_at, checkpoints.c.uid)
 
 def one(connection: Connection, uid: str, include_forgotten: bool) -> Checkpoint | None:
     """The checkpoint of this id."""
-    found = _load(connection, _select(include_forgotten).where(checkpoints.c.uid == uid))
+    query = _select().where(checkpoints.c.uid == uid)
+    found = _load(connection, query if include_forgotten else query.where(FOUND_ALIVE))
     return found[0] if found else None
 
 
@@ -44,9 +46,10 @@ def find_prefix(connection: Connection, prefix: str, experiment: str | None, lim
     if not (prefix.isascii() and prefix.isprintable()):
         return []
     # A range, not LIKE: it uses the index, and % and _ are mere characters. DEL follows all printable ASCII.
-    query = _select().where(checkpoints.c.uid >= prefix, checkpoints.c.uid < prefix + "\x7f")
+    query = _select().where(FOUND_ALIVE, checkpoints.c.uid >= prefix, checkpoints.c.uid < prefix + "\x7f")
     if experiment is not None:
-        query = query.where(checkpoints.c.experiment_id == experiment_of(experiment))
+        # A sum is in no index, so that the ids lead here too.
+        query = query.where(checkpoints.c.experiment_id + 0 == experiment_of(experiment))
     return _load(connection, query.order_by(checkpoints.c.uid).limit(limit))
 
 
@@ -63,7 +66,9 @@ def listing(
     include_forgotten: bool,
 ) -> list[Checkpoint]:
     """Checkpoints that meet every condition given, in their order; across experiments by time."""
-    query = _select(include_forgotten)
+    query = _select()
+    if not include_forgotten:
+        query = query.where(IS_LIVE if tag is None else FOUND_ALIVE)
     if experiment is not None:
         query = query.where(checkpoints.c.experiment_id == experiment_of(experiment))
     if lineage is not None:
@@ -72,6 +77,8 @@ def listing(
         query = query.where(checkpoints.c.step == step)
     if tag is not None:
         query = query.join(tags, tags.c.checkpoint_id == checkpoints.c.id).where(tags.c.name == tag)
+        if experiment is not None:
+            query = query.where(tags.c.experiment_id == experiment_of(experiment))
     order = _TIME_ORDER if experiment is None else _ORDER
     query = query.order_by(*((column.desc() for column in order) if newest_first else order))
     return _load(connection, query.limit(limit).offset(offset or None))
@@ -80,7 +87,7 @@ def listing(
 def newest(connection: Connection, experiment: str) -> Checkpoint | None:
     """The newest live checkpoint of the newest attempt that saved."""
     mine = checkpoints.c.experiment_id == experiment_of(experiment)
-    query = _select().where(mine).order_by(*(column.desc() for column in _ORDER)).limit(1)
+    query = _select().where(mine, IS_LIVE).order_by(*(column.desc() for column in _ORDER)).limit(1)
     found = _load(connection, query)
     return found[0] if found else None
 
@@ -91,7 +98,7 @@ def ids(connection: Connection, experiment: str | None, include_forgotten: bool)
     if experiment is not None:
         query = query.where(checkpoints.c.experiment_id == experiment_of(experiment))
     if not include_forgotten:
-        query = query.where(checkpoints.c.status == LIVE)
+        query = query.where(IS_LIVE)
     return set(connection.scalars(query))
 
 
@@ -111,18 +118,21 @@ def best(
     number = connection.scalar(select(metric_of(experiment, metric)))
     if number is None:
         return []
-    lineages = _lineages(connection, number) if lineage is None else [lineage]
     sign = 1.0 if mode == "min" else -1.0
     found: list[tuple[float, tuple[Any, ...], int]] = []
-    for each in lineages:
-        for row in _best_rows(connection, number, each, mode, limit):
+    for each in _lineages(connection, number) if lineage is None else [lineage]:
+        worst = sign * found[-1][0] if len(found) == limit else None
+        for row in _best_rows(connection, number, each, mode, limit, worst):
             order = (row.attempt_number, row.attempt_uid, row.step, row.checkpoint_uid)
             found.append((sign * row.value, order, row.checkpoint_id))
-    numbers = [number for _, _, number in sorted(found)[:limit]]
+        found = sorted(found)[:limit]
+    numbers = [checkpoint for _, _, checkpoint in found]
     loaded: dict[str, Checkpoint] = {}
     for batch in batches(numbers, IN_LIST):
-        loaded |= {c.id: c for c in _load(connection, _select().where(checkpoints.c.id.in_(batch)))}
-    return [loaded[order[-1]] for _, order, _ in sorted(found)[:limit]]
+        loaded |= {
+            c.id: c for c in _load(connection, _select().where(checkpoints.c.id.in_(batch), FOUND_ALIVE))
+        }
+    return [loaded[order[-1]] for _, order, _ in found]
 
 
 def _lineages(connection: Connection, metric: int) -> Iterable[str]:
@@ -136,24 +146,37 @@ def _lineages(connection: Connection, metric: int) -> Iterable[str]:
 
 
 def _best_rows(
-    connection: Connection, metric: int, lineage: str, mode: Literal["min", "max"], limit: int
+    connection: Connection,
+    metric: int,
+    lineage: str,
+    mode: Literal["min", "max"],
+    limit: int,
+    worst: float | None,
 ) -> list[Row[Any]]:
-    """At most `2 * limit` rows that hold the best `limit` of one lineage.
+    """At most `2 * limit` rows with the best `limit` of one lineage; none, if all are worse than `worst`.
 
-    Two steps, since no one index gives the largest value first and yet the oldest first among equals: find
+    In steps, since no one index gives the largest value first and yet the oldest first among equals: find
     the value of the last one wanted, then take all that are better and the oldest that equal it.
     """
     values = checkpoint_metrics.c
     mine = (values.metric_id == metric) & (values.lineage_uid == lineage)
-    by_value = values.value if mode == "min" else values.value.desc()
-    edge = connection.scalar(select(values.value).where(mine).order_by(by_value).limit(1).offset(limit - 1))
+    by_value = (
+        select(values.value).where(mine).order_by(values.value if mode == "min" else values.value.desc())
+    )
+    best_value = connection.scalar(by_value.limit(1))
+    if best_value is None or (
+        worst is not None and (best_value > worst if mode == "min" else best_value < worst)
+    ):
+        return []
+    edge = best_value if limit == 1 else connection.scalar(by_value.limit(1).offset(limit - 1))
     rows = select(checkpoint_metrics).where(mine)
     if edge is None:
         return list(connection.execute(rows))
-    better = values.value < edge if mode == "min" else values.value > edge
     oldest = (values.attempt_number, values.attempt_uid, values.step, values.checkpoint_uid)
-    ties = rows.where(values.value == edge).order_by(*oldest).limit(limit)
-    return [*connection.execute(rows.where(better)), *connection.execute(ties)]
+    found = list(connection.execute(rows.where(values.value == edge).order_by(*oldest).limit(limit)))
+    if edge != best_value:
+        found += connection.execute(rows.where(values.value < edge if mode == "min" else values.value > edge))
+    return found
 
 
 def tags_of(connection: Connection, experiment: str) -> dict[str, str]:
@@ -161,10 +184,10 @@ def tags_of(connection: Connection, experiment: str) -> dict[str, str]:
     query = (
         select(tags.c.name, checkpoints.c.uid)
         .join(checkpoints, checkpoints.c.id == tags.c.checkpoint_id)
-        .where(tags.c.experiment_id == experiment_of(experiment), checkpoints.c.status == LIVE)
+        .where(tags.c.experiment_id == experiment_of(experiment), FOUND_ALIVE)
         .order_by(tags.c.name)
     )
-    return dict(connection.execute(query).tuples().all())
+    return {row.name: row.uid for row in connection.execute(query)}
 
 
 def pack_list(connection: Connection, uid: str) -> list[tuple[str, int]]:
@@ -185,7 +208,7 @@ def packs_by_key(connection: Connection) -> dict[str, list[str]]:
         select(checkpoints.c.manifest_key, packs.c.name)
         .join(checkpoint_packs, checkpoint_packs.c.checkpoint_id == checkpoints.c.id)
         .join(packs, packs.c.id == checkpoint_packs.c.pack_id)
-        .where(checkpoints.c.status == LIVE)
+        .where(IS_LIVE)
     )
     found: dict[str, list[str]] = {}
     for key, name in connection.execute(query):
@@ -197,15 +220,15 @@ def pinned_ids(connection: Connection, experiment: str) -> set[str]:
     """The ids of the pinned live checkpoints of an experiment."""
     query = select(checkpoints.c.uid).where(
         checkpoints.c.experiment_id == experiment_of(experiment),
-        checkpoints.c.status == LIVE,
-        checkpoints.c.pinned.is_(True),
+        FOUND_ALIVE,
+        checkpoints.c.pinned == true(),
     )
     return set(connection.scalars(query))
 
 
 def summaries(connection: Connection) -> list[ExperimentSummary]:
     """Every experiment with what its live checkpoints come to, by name. Reads all of them."""
-    mine = (checkpoints.c.experiment_id == experiments.c.id) & (checkpoints.c.status == LIVE)
+    mine = (checkpoints.c.experiment_id == experiments.c.id) & IS_LIVE
     last = select(checkpoints.c.step).where(mine).order_by(*(column.desc() for column in _ORDER)).limit(1)
     tried = select(func.count(distinct(attempts.c.uid))).where(attempts.c.experiment_id == experiments.c.id)
     query = (
@@ -230,11 +253,10 @@ def summaries(connection: Connection) -> list[ExperimentSummary]:
     ]
 
 
-def _select(include_forgotten: bool = False) -> Select[Any]:
-    query = select(checkpoints, experiments.c.name.label("experiment")).join(
+def _select() -> Select[Any]:
+    return select(checkpoints, experiments.c.name.label("experiment")).join(
         experiments, experiments.c.id == checkpoints.c.experiment_id
     )
-    return query if include_forgotten else query.where(checkpoints.c.status == LIVE)
 
 
 def _load(connection: Connection, query: Select[Any]) -> list[Checkpoint]:

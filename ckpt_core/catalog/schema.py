@@ -114,7 +114,14 @@ checkpoints = Table(
         *("experiment_id", "status", "step", "attempt_number", "attempt_uid", "uid"),
     ),
     Index("ix_checkpoints_created", "status", "created_at", "uid"),
+    Index("ix_checkpoints_pinned", "experiment_id", "pinned"),
 )
+
+# Two ways to say the same. Indexes of lists have the status in front of the order, for `IS_LIVE`. SQLite,
+# which knows no frequencies, would take such an index also to find one id among a million live ones: where
+# the id is given, `FOUND_ALIVE` can only be checked on what was found.
+IS_LIVE = checkpoints.c.status == LIVE
+FOUND_ALIVE = checkpoints.c.status != FORGOTTEN
 
 metric_names = Table(
     "metric_names",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
+from ckpt_core import clock
+from ckpt_core.format.numbers import Number
 from ckpt_core.format.sealed import DIGEST_LENGTH, FORMAT
 
 __all__ = [
@@ -24,11 +26,17 @@ __all__ = [
     "TensorRecord",
 ]
 
-Count = Annotated[int, Meta(ge=0, le=(1 << 62))]
-Digest = Annotated[str, Meta(min_length=DIGEST_LENGTH, max_length=DIGEST_LENGTH, pattern="^[A-Za-z0-9_-]+$")]
-Ulid = Annotated[str, Meta(min_length=26, max_length=26, pattern="^[0-9A-HJKMNP-TV-Z]+$")]
+_LARGEST = 1 << 62
+
+Count = Annotated[int, Meta(ge=0, le=_LARGEST)]
+Step = Annotated[int, Meta(ge=-_LARGEST, le=_LARGEST)]
+Digest = Annotated[str, Meta(pattern=rf"\A[A-Za-z0-9_-]{{{DIGEST_LENGTH}}}\Z")]
+Ulid = Annotated[str, Meta(pattern=r"\A[0-7][0-9A-HJKMNP-TV-Z]{25}\Z")]
 Moment = Annotated[str, Meta(min_length=27, max_length=27)]
-PackName = Annotated[str, Meta(max_length=400, pattern=r"^[A-Za-z0-9%~_-][A-Za-z0-9%~._-]*/[A-Za-z0-9-]+\.safetensors$")]
+PackName = Annotated[
+    str,
+    Meta(max_length=400, pattern=r"\A[A-Za-z0-9%~_-][A-Za-z0-9%~._-]*/[A-Za-z0-9-]+\.safetensors\Z"),
+]
 
 
 class StoreDocument(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +47,9 @@ class StoreDocument(msgspec.Struct, frozen=True, kw_only=True):
     chunk_bytes: Annotated[int, Meta(ge=4096, le=(1 << 30), multiple_of=4096)]
     created_at: Moment
     digest: str = "sha256"
+
+    def __post_init__(self) -> None:
+        clock.from_text(self.created_at)
 
 
 class Chunk(msgspec.Struct, frozen=True, array_like=True):
@@ -57,13 +68,16 @@ class Shard(msgspec.Struct, frozen=True, omit_defaults=True):
     shape: tuple[Count, ...] | None = None
 
 
-class TensorRecord(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A tensor; its paths are where the tree names its index."""
+class TensorRecord(msgspec.Struct, frozen=True, array_like=True):
+    """`[dtype, shape, shards, kind]`; its paths are where the tree names its index.
 
-    dtype: str
+    An array, since there are hundreds: what a save of an unchanged state writes is little more than these.
+    """
+
+    dtype: Annotated[str, Meta(max_length=64)]
     shape: tuple[Count, ...]
     shards: tuple[Shard, ...]
-    kind: str = "numpy"
+    kind: str
 
 
 class PackRecord(msgspec.Struct, frozen=True):
@@ -78,7 +92,7 @@ class PackRecord(msgspec.Struct, frozen=True):
 class AttemptRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """The start of a training process that made the checkpoint."""
 
-    number: Annotated[int, Meta(ge=1)]
+    number: Annotated[int, Meta(ge=1, le=_LARGEST)]
     id: Ulid
     lineage: Ulid
     resumed_from: Ulid | None = None
@@ -96,7 +110,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     attempt: AttemptRecord
     parent: Ulid | None
     writer: dict[str, Any]
-    metrics: dict[str, float | str]
+    metrics: dict[str, Number]
     chunk_bytes: Annotated[int, Meta(ge=1, le=(1 << 30))]
     logical_bytes: Count
     written_bytes: Count
@@ -104,25 +118,34 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     tensors: tuple[TensorRecord, ...]
     packs: tuple[PackRecord, ...]
 
+    def __post_init__(self) -> None:
+        clock.from_text(self.created_at)
+
 
 class Reference(msgspec.Struct, frozen=True, kw_only=True):
     """A tag or a pin: a name that points to a checkpoint."""
 
     format: int = FORMAT
-    kind: str
+    kind: Literal["tags", "pins"]
     name: str
     experiment: str
     checkpoint: Ulid
     created_at: Moment
+
+    def __post_init__(self) -> None:
+        clock.from_text(self.created_at)
 
 
 class MetricRow(msgspec.Struct, frozen=True, array_like=True):
     """`[name, step, value, at]`; a value that is not finite is the text `nan`, `inf` or `-inf`."""
 
     name: str
-    step: int
-    value: float | str
+    step: Step
+    value: Number
     at: Moment
+
+    def __post_init__(self) -> None:
+        clock.from_text(self.at)
 
 
 class MetricSegment(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,4 +172,3 @@ class Forward(msgspec.Struct, frozen=True, kw_only=True):
     format: int = FORMAT
     pack: PackName
     rows: tuple[ForwardRow, ...]
-

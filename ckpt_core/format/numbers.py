@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from ckpt_core.errors import CorruptionError
 
-__all__ = ["number_from", "number_to"]
+__all__ = ["Number", "number_from", "number_to"]
+
+Number = float | Literal["nan", "inf", "-inf"]
+"""A float as documents hold it."""
 
 
-def number_to(value: float) -> float | str:
+def number_to(value: float) -> Number:
     """`value` itself, or `nan`, `inf`, `-inf` as text."""
-    return value if math.isfinite(value) else str(value)
+    if math.isnan(value):
+        return "nan"
+    if math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    return float(value)
 
 
-def number_from(value: float | str) -> float:
+def number_from(value: Number) -> float:
     """The inverse of `number_to`. Raises CorruptionError for any other text."""
     if isinstance(value, str) and value not in ("nan", "inf", "-inf"):
         raise CorruptionError(f"{value!r} is not a metric's value", kind="document")

@@ -1,30 +1,46 @@
-"""Packs: valid safetensors files that carry the digest of every chunk in them, and of their own header.
+"""Writing packs: safetensors files that carry the digest of every chunk in them, and of their own header.
 
 Source of the container: https://github.com/huggingface/safetensors (64-bit little-endian length of a JSON
 header, the header, then the tensors without holes). What this engine adds stands in `__metadata__`.
+Reading them: `header`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
 
-from ckpt_core.errors import CorruptionError, FormatError
+from ckpt_core.errors import StateError
+from ckpt_core.format.header import (
+    BLANK,
+    HEADER_LIMIT,
+    PAGE,
+    PREFIX,
+    SEAL_AT,
+    PackHeader,
+    StoredChunk,
+    read_header,
+)
 from ckpt_core.format.sealed import DIGEST_LENGTH, FORMAT, digest_text
 from ckpt_core.model import Buffer, TensorSpec
 from ckpt_core.tree import dtypes
 
-__all__ = ["Piece", "PackHeader", "PackWriter", "StoredChunk", "WrittenPack", "header_bound", "read_header"]
+__all__ = [
+    "PackHeader",
+    "PackWriter",
+    "Piece",
+    "StoredChunk",
+    "WrittenPack",
+    "empty_piece",
+    "header_bound",
+    "read_header",
+]
 
-PAGE = 4096
-_PREFIX = b'{"__metadata__":{"ckpt.sha256":"'
-_BLANK = b"A" * DIGEST_LENGTH
-_LIMIT = 100_000_000  # safetensors refuses longer headers
 _HOLD = 32 << 20
 _GATHER = 1 << 20
 
@@ -32,7 +48,7 @@ _GATHER = 1 << 20
 class Sink(Protocol):
     """Where a pack's bytes go: an object writer of a store."""
 
-    def write(self, offset: int, data: Buffer | bytes | memoryview) -> None: ...
+    def write(self, offset: int, data: Buffer | bytes | bytearray) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,29 +70,6 @@ class WrittenPack:
     header_digest: str
 
 
-@dataclass(frozen=True, slots=True)
-class StoredChunk:
-    """One chunk as a pack's own header describes it. `offset` counts from the pack's beginning."""
-
-    path: str
-    spec: TensorSpec
-    begin: int
-    offset: int
-    length: int
-    digest: str
-
-
-@dataclass(frozen=True, slots=True)
-class PackHeader:
-    """A pack's header, checked against the digest inside it."""
-
-    checkpoint: str
-    header_size: int
-    data_bytes: int
-    digest: str
-    chunks: tuple[StoredChunk, ...]
-
-
 class _Run:
     """Consecutive chunks of one tensor: one entry of the header."""
 
@@ -84,18 +77,30 @@ class _Run:
         self.path, self.spec, self.begin, self.start = piece.path, piece.spec, piece.begin, start
         self.length = 0
 
+    def goes_on_with(self, piece: Piece) -> bool:
+        """Whether a piece is the next one of the same tensor."""
+        return self.length > 0 and piece.path == self.path and piece.begin == self.begin + self.length
+
     @property
-    def whole(self) -> bool:
-        return self.begin == 0 and self.length == dtypes.nbytes(self.spec)
+    def stored(self) -> TensorSpec | None:
+        """What the header calls it where it is a whole tensor, aligned for its dtype; else None."""
+        spec = dtypes.stored_as(self.spec)
+        whole = self.begin == 0 and self.length == dtypes.nbytes(self.spec)
+        aligned = not self.length or self.start % dtypes.alignment(spec.dtype) == 0
+        return spec if whole and aligned else None
 
 
 def header_bound(specs: Iterable[tuple[str, TensorSpec]], chunk_bytes: int) -> int:
-    """Bytes that a pack's header cannot exceed, whichever chunks of these tensors go into it."""
+    """Bytes that a pack's header cannot exceed, whichever chunks of these tensors go into it, and however
+    they are ordered."""
     total = 1024
     for path, spec in specs:
-        chunks = -(-dtypes.nbytes(spec) // chunk_bytes)
-        named = 2 * (len(msgspec.json.encode(path)) * 2 + 40) + 24 * (len(spec.shape) + 1) + 200
-        total += chunks * (DIGEST_LENGTH + 1) + max((chunks + 1) // 2, 1) * named
+        runs = max(-(-dtypes.nbytes(spec) // chunk_bytes), 1)
+        # A run is an entry of its own, and its true tensor once more, in JSON within JSON.
+        name, dtype = (len(msgspec.json.encode(text)) for text in (path, spec.dtype))
+        shape = sum(len(str(length)) + 1 for length in spec.shape) + 22
+        entry, true = name + shape + 170, 2 * (2 * name + dtype + shape + 90)
+        total += runs * (DIGEST_LENGTH + entry + true)
     return -(-total // PAGE) * PAGE
 
 
@@ -103,14 +108,15 @@ class PackWriter:
     """Writes pieces one behind the other while the header is still unknown.
 
     The first 32 MiB are held back (as views, not copies): a save that changed little gets a header of
-    just the size it needs; a larger one starts behind `bound` bytes kept for the header.
+    just the size it needs; a larger one starts behind `bound` bytes kept for the header. `create` is called
+    once, and only when there is something to write.
     """
 
     def __init__(self, create: Callable[[], Sink], *, checkpoint: str, chunk_bytes: int, bound: int) -> None:
         self._create = create
         self._facts = {"ckpt.format": str(FORMAT), "ckpt.checkpoint": checkpoint, "ckpt.digest": "sha256",
                        "ckpt.chunk_bytes": str(chunk_bytes)}  # fmt: skip
-        self._bound = bound
+        self._bound = min(bound, (HEADER_LIMIT + 8) // PAGE * PAGE)
         self._runs: list[_Run] = []
         self._digests: list[str] = []
         self._held: list[Buffer] | None = []
@@ -120,10 +126,13 @@ class PackWriter:
         self.data_bytes = 0
 
     def append(self, piece: Piece, digest: str) -> int:
-        """Takes one piece; returns where it will start, counted from the end of the header."""
+        """Takes one piece; returns where it will start, counted from the end of the header.
+
+        Pieces of one tensor that come one behind the other become one entry. Raises StoreError.
+        """
         start = self.data_bytes
         last = self._runs[-1] if self._runs else None
-        if last is None or last.path != piece.path or last.begin + last.length != piece.begin or not last.length:
+        if last is None or not last.goes_on_with(piece):
             last = _Run(piece, start)
             self._runs.append(last)
         last.length += piece.data.nbytes
@@ -139,7 +148,10 @@ class PackWriter:
         return start
 
     def finish(self) -> WrittenPack:
-        """Writes what is left and the header. The object is complete, and still to be committed."""
+        """Writes what is left and the header. The object is complete, and still to be committed.
+
+        Raises StoreError; StateError where there are more tensors than a header can list.
+        """
         header = self._header()
         if self._held is not None:
             size = -(-(len(header) + 8) // PAGE) * PAGE
@@ -147,11 +159,14 @@ class PackWriter:
         else:
             size = self._bound
         self._flush()
-        assert len(header) + 8 <= size, "the bound on the header's size is wrong"
+        if len(header) + 8 > size or size - 8 > HEADER_LIMIT:
+            raise StateError(
+                f"{len(self._runs)} tensors are more than the header of one pack can list: stack small ones",
+                kind="too-many",
+            )
         blank = (size - 8).to_bytes(8, "little") + header.ljust(size - 8)
         seal = digest_text(hashlib.sha256(blank).digest()).encode()
-        at = 8 + len(_PREFIX)
-        sealed = blank[:at] + seal + blank[at + DIGEST_LENGTH :]
+        sealed = blank[:SEAL_AT] + seal + blank[SEAL_AT + DIGEST_LENGTH :]
         assert self._sink is not None
         self._sink.write(0, sealed)
         return WrittenPack(size + self.data_bytes, size, digest_text(hashlib.sha256(sealed).digest()))
@@ -179,32 +194,35 @@ class PackWriter:
 
     def _put(self, data: Buffer | bytearray) -> None:
         assert self._sink is not None
-        self._sink.write(self._flushed, memoryview(data))
-        self._flushed += memoryview(data).nbytes
+        self._sink.write(self._flushed, data)
+        self._flushed += len(data)
 
     def _header(self) -> bytes:
         keys = _keys(self._runs)
         entries: dict[str, Any] = {}
         true: dict[str, list[Any]] = {}
         for key, run in zip(keys, self._runs, strict=True):
-            stored = dtypes.stored_as(run.spec) if run.whole else TensorSpec("U8", (run.length,))
+            stored = run.stored or TensorSpec("U8", (run.length,))
             end = run.start + run.length
             entries[key] = {"dtype": stored.dtype, "shape": stored.shape, "data_offsets": [run.start, end]}
             if key != run.path or stored != run.spec:
                 true[key] = [run.path, run.spec.dtype, run.spec.shape, run.begin]
-        metadata = {"ckpt.sha256": _BLANK.decode(), **self._facts, "ckpt.digests": " ".join(self._digests)}
+        metadata = {"ckpt.sha256": BLANK.decode(), **self._facts, "ckpt.digests": " ".join(self._digests)}
         if true:
             metadata["ckpt.tensors"] = msgspec.json.encode(true).decode()
-        return msgspec.json.encode({"__metadata__": metadata, **entries})
+        header = msgspec.json.encode({"__metadata__": metadata, **entries})
+        assert header.startswith(PREFIX)
+        return header
 
 
 def _keys(runs: Sequence[_Run]) -> list[str]:
     """The names under which plain safetensors readers find the runs: a whole tensor's is its path."""
-    taken = {"__metadata__"} | {run.path for run in runs if run.whole}
+    whole = [run.stored is not None for run in runs]
+    taken = {"__metadata__"} | {run.path for run, is_whole in zip(runs, whole, strict=True) if is_whole}
     keys = []
-    for run in runs:
+    for run, is_whole in zip(runs, whole, strict=True):
         key = run.path
-        if not run.whole or key == "__metadata__":
+        if not is_whole or key == "__metadata__":
             base = f"{run.path}[{run.begin}:{run.begin + run.length}]"
             key, n = base, 1
             while key in taken:
@@ -213,76 +231,6 @@ def _keys(runs: Sequence[_Run]) -> list[str]:
             taken.add(key)
         keys.append(key)
     return keys
-
-
-class _Entry(msgspec.Struct):
-    dtype: str
-    shape: tuple[int, ...]
-    data_offsets: tuple[int, int]
-
-
-def read_header(read: Callable[[int, int], Buffer], size: int, where: str) -> PackHeader:
-    """The header of a pack of `size` bytes, checked against its own digest and against its size.
-
-    `read(offset, length)` gives bytes of the pack. Raises CorruptionError; FormatError for a newer format.
-    """
-    if size < PAGE:
-        _corrupt(where, "it is too short to be a pack")
-    length = int.from_bytes(read(0, 8).tobytes(), "little")
-    if length > min(_LIMIT, size - 8) or (length + 8) % PAGE:
-        _corrupt(where, "the length of its header is not possible")
-    raw = read(0, length + 8).tobytes()
-    at = 8 + len(_PREFIX)
-    if len(raw) != length + 8 or raw[8:at] != _PREFIX:
-        _corrupt(where, "its header is not one of this engine")
-    blank = raw[:at] + _BLANK + raw[at + DIGEST_LENGTH :]
-    if raw[at : at + DIGEST_LENGTH].decode(errors="replace") != digest_text(hashlib.sha256(blank).digest()):
-        _corrupt(where, "the SHA-256 of its header does not match")
-    try:
-        return _parsed(raw, size, where)
-    except (msgspec.MsgspecError, KeyError, ValueError, TypeError, RecursionError) as error:
-        if isinstance(error, (CorruptionError, FormatError)):
-            raise
-        raise CorruptionError(f"pack {where} is damaged: {error}", kind="header", key=where) from error
-
-
-def _parsed(raw: bytes, size: int, where: str) -> PackHeader:
-    rows = msgspec.json.decode(raw[8:], type=dict[str, msgspec.Raw])
-    metadata = msgspec.json.decode(rows.pop("__metadata__"), type=dict[str, str])
-    if int(metadata["ckpt.format"]) > FORMAT:
-        raise FormatError(
-            f"pack {where} is of format {metadata['ckpt.format']}: upgrade ckpt-core",
-            format=metadata["ckpt.format"],
-            key=where,
-        )
-    chunk_bytes = int(metadata["ckpt.chunk_bytes"])
-    true = msgspec.json.decode(metadata.get("ckpt.tensors", "{}"), type=dict[str, tuple[str, str, tuple[int, ...], int]])
-    entries = sorted(((key, msgspec.json.decode(row, type=_Entry)) for key, row in rows.items()),
-                     key=lambda item: item[1].data_offsets)  # fmt: skip
-    digests = iter(metadata["ckpt.digests"].split())
-    chunks: list[StoredChunk] = []
-    end = 0
-    for key, entry in entries:
-        start, stop = entry.data_offsets
-        path, dtype, shape, begin = true.get(key, (key, entry.dtype, entry.shape, 0))
-        if start != end or stop < start or chunk_bytes < 1 or begin % chunk_bytes:
-            _corrupt(where, "its tensors do not lie one behind the other")
-        spec = TensorSpec(dtype, tuple(shape))
-        for offset, count in _spans(stop - start, chunk_bytes):
-            chunks.append(StoredChunk(path, spec, begin + offset, len(raw) + start + offset, count, next(digests, "")))
-        end = stop
-    if len(raw) + end != size or next(digests, None) is not None or (chunks and not chunks[-1].digest):
-        _corrupt(where, "its size or the number of its digests does not fit its header")
-    return PackHeader(metadata["ckpt.checkpoint"], len(raw), end, digest_text(hashlib.sha256(raw).digest()), tuple(chunks))
-
-
-def _spans(length: int, chunk_bytes: int) -> Iterator[tuple[int, int]]:
-    for offset in range(0, length, chunk_bytes):
-        yield offset, min(chunk_bytes, length - offset)
-
-
-def _corrupt(where: str, reason: str) -> NoReturn:
-    raise CorruptionError(f"pack {where} is damaged: {reason}", kind="header", key=where)
 
 
 def empty_piece(path: str, spec: TensorSpec) -> Piece:

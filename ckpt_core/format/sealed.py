@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import msgspec
 
 from ckpt_core.errors import CorruptionError, FormatError
 
-__all__ = ["DIGEST_LENGTH", "digest_text", "seal", "seal_digest", "unseal"]
+__all__ = ["DIGEST_LENGTH", "FORMAT", "digest_text", "seal", "seal_digest", "unseal"]
+
+FORMAT = 1
+"""The format that this version writes, and the newest it reads."""
 
 DIGEST_LENGTH = 43
 """Characters of a SHA-256 in base64url without padding."""
@@ -32,14 +35,13 @@ def digest_text(digest: bytes) -> str:
 
 def seal(document: msgspec.Struct | dict[str, Any]) -> bytes:
     """The document as JSON without white space, closed by its own digest."""
-    body = msgspec.json.encode(document)
-    assert body.endswith(b"}") and len(body) > 2, "a sealed document is a JSON object with members"
-    body = body[:-1]
+    body = msgspec.json.encode(document).removesuffix(b"}")
+    assert len(body) > 1, "a sealed document is a JSON object with members"
     return body + _KEY + digest_text(hashlib.sha256(body).digest()).encode() + b'"}'
 
 
 def seal_digest(data: bytes) -> str:
-    """The digest at the end of a sealed document, not checked."""
+    """The digest at the end of a sealed document, which is not checked here."""
     return data[-(DIGEST_LENGTH + 2) : -2].decode(errors="replace")
 
 
@@ -55,21 +57,19 @@ def unseal(data: bytes, kind: type[T], where: str) -> T:
         version = msgspec.json.decode(body + b"}", type=_Versioned).format
         if version > FORMAT:
             raise FormatError(
-                f"{where} is of format {version}, and this version of ckpt-core reads up to {FORMAT}: upgrade it",
+                f"{where} is of format {version}; this version of ckpt-core reads up to {FORMAT}: upgrade it",
                 format=version,
                 key=where,
             )
         return msgspec.json.decode(body + b"}", type=kind)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+    except FormatError:
+        raise
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise CorruptionError(f"{where} is damaged: {error}", kind="document", key=where) from error
 
 
 class _Versioned(msgspec.Struct):
-    format: int
-
-
-FORMAT = 1
-"""The format that this version writes, and the newest it reads."""
+    format: Annotated[int, msgspec.Meta(ge=1)]
 
 
 def _corrupt(where: str, reason: str) -> NoReturn:

@@ -1,44 +1,36 @@
 """Reclaiming the bytes that no checkpoint names: a plan that can be printed, then executed once.
 
 The order of deletion is such that a crash leaves garbage and never loss: what a live manifest names is
-written and durable in its new place before the old place goes.
+durable in its new place before the old place goes. And a pack is taken out of circulation, where it can be
+put back, before it is deleted: a save that runs meanwhile may have named it at the last moment.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ckpt_core import ids
-from ckpt_core.errors import CkptError, CorruptionError
-from ckpt_core.format.documents import Forward, ForwardRow, Manifest
-from ckpt_core.format.pack import PackWriter, Piece, StoredChunk, header_bound, read_header
-from ckpt_core.format.sealed import seal
-from ckpt_core.maintenance.verify import packs_in
-from ckpt_core.model import Buffer, TensorSpec
+from ckpt_core.errors import CkptError, CorruptionError, NotFoundError, ObjectNotFoundError
+from ckpt_core.maintenance.census import Census, chunks_of, live_keys, withdrawn_key
+from ckpt_core.maintenance.rewriting import is_rewritten, rewrite
 from ckpt_core.repository import References, Repository, layout
-from ckpt_core.repository.digests import digest_of
-from ckpt_core.stores import ObjectWriter
-from ckpt_core.tree import dtypes
 
-__all__ = ["ORPHAN_SECONDS", "PrunePlan", "Pruned", "execute_prune", "plan_prune"]
+__all__ = ["ORPHAN_SECONDS", "PrunePlan", "Pruned", "execute_prune", "plan_prune", "plan_reclaim"]
 
 ORPHAN_SECONDS = 3600.0
 """A pack that nothing names and that no forgotten checkpoint wrote may belong to a save that is running
 elsewhere: it is left alone until it is this old by the store's own clock."""
 
+STALE_SECONDS = 24 * 3600.0
 _REWRITE_BELOW = 0.5
 _REWRITE_AT_LEAST = 1 << 20
 _log = logging.getLogger("ckpt_core.maintenance")
 
-PacksOf = Callable[[str], Iterable[str]]
-"""The names of the packs that the manifest under a key needs."""
-
 
 @dataclass(frozen=True, slots=True)
 class PrunePlan:
-    """What a prune will do, in the order in which it does it."""
+    """What a prune will do."""
 
     manifests: tuple[str, ...] = ()
     """Keys of forgotten manifests, gone for good."""
@@ -52,18 +44,31 @@ class PrunePlan:
     """Keys of tags and pins whose checkpoint is gone for good."""
     young: tuple[str, ...] = ()
     """Packs that nothing names and that are too young to be deleted."""
-    used: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
-    """Manifests (keys) that name each pack to be rewritten."""
+    restores: tuple[str, ...] = ()
+    """Packs that an interrupted prune took out of circulation and that something names after all."""
+    withdrawn: tuple[tuple[str, int], ...] = ()
+    """(pack, bytes) that an interrupted prune took out of circulation and did not delete."""
+    seen: frozenset[str] = field(default=frozenset(), repr=False)
+    """Keys of the manifests that the plan knows of."""
+    seen_forwards: frozenset[str] = field(default=frozenset(), repr=False)
+    live: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
+    """Offsets of the chunks to be moved, for each pack to be rewritten."""
+    sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    """Packs rewritten earlier whose forwarding leads to a pack to be rewritten."""
 
     @property
     def frees(self) -> int:
         """Bytes that will be free afterwards."""
-        return sum(size for _, size in self.packs) + sum(dead for _, _, dead in self.rewrites)
+        dead = sum(dead for _, _, dead in self.rewrites)
+        return dead + sum(size for _, size in (*self.packs, *self.withdrawn))
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing to do."""
-        return not (self.manifests or self.rewrites or self.packs or self.forwards or self.references)
+        return not (
+            self.manifests or self.rewrites or self.packs or self.forwards or self.references or self.restores
+            or self.withdrawn
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,178 +82,263 @@ class Pruned:
     temporaries: int
 
 
-def plan_prune(
-    repository: Repository,
-    *,
-    packs_of: PacksOf | None = None,
-    only: Iterable[str] | None = None,
-    orphan_seconds: float = ORPHAN_SECONDS,
-) -> PrunePlan:
-    """Reads what is live and lists what is dead. Changes nothing.
+def plan_prune(repository: Repository, *, orphan_seconds: float = ORPHAN_SECONDS) -> PrunePlan:
+    """Reads every manifest and lists what no live one needs. Changes nothing.
 
-    `packs_of` answers from the catalog; without it every manifest is read. `only` restricts the plan to
-    these packs and to forgotten manifests (what retention just forgot), which saves listing all packs.
-    Raises CorruptionError where a live manifest cannot be read: what it names is then not known.
+    Raises CorruptionError where a live manifest cannot be read: what it needs is then not known.
     """
-    live = [found.key for found in repository.manifest_keys()]
-    trash = list(repository.manifest_keys(trash=True))
-    named: dict[str, list[str]] = {}
-    for key in live:
-        for name in _packs_of(repository, key) if packs_of is None else packs_of(key):
-            named.setdefault(name, []).append(key)
-    wanted = None if only is None else set(only)
-    standing = {n: size for n, size in packs_in(repository) if wanted is None or n in wanted}
-    forwarded, stale = _forwards(repository, named)
-    limit = repository.store.now() - orphan_seconds
-    forgotten = {found.id for found in trash}
+    # References first: one that names a checkpoint made after them is then never taken for dangling.
+    references = list(References(repository.store).all())
+    forgotten = list(repository.manifest_keys(trash=True))
+    census = Census.take(repository)
+    alive = {_id_of(key) for key in census.keys}
+    let_go = _let_go(repository, census, [found.key for found in forgotten])
+    owners = {found.id for found in forgotten if found.id not in alive}
+    needs = census.needs(census.sizes)
+    kept = {target for name in census.forwards if census.is_named(name) for target in census.targets(name)}
     dead, young = [], []
-    for name, size in standing.items():
-        if name in named or name in forwarded:
+    limit: float | None = None
+    for name, chunks in needs.chunks.items():
+        if chunks or name in kept:
             continue
-        owner = name.rpartition("/")[2][:26]
-        key = layout.pack_key(name)
-        old_enough = owner in forgotten or repository.store.info(key).modified <= limit
-        (dead if old_enough else young).append((name, size))
-    rewrites = _half_dead(repository, {n: named.get(n, []) for n in standing if n in named}, standing)
-    alive = {found.id for found in repository.manifest_keys()}
-    references = References(repository.store)
+        certain = name in let_go or (name.rpartition("/")[2][:26] in owners and not is_rewritten(name))
+        if not certain:
+            limit = repository.store.now() - orphan_seconds if limit is None else limit
+        if certain or (limit is not None and _modified(repository, name) <= limit):
+            dead.append((name, census.sizes[name]))
+        else:
+            young.append(name)
+    rewrites = _half_dead(census, needs.chunks)
     return PrunePlan(
-        manifests=tuple(found.key for found in trash),
-        rewrites=tuple(rewrites),
+        manifests=tuple(found.key for found in forgotten),
         packs=tuple(dead),
-        forwards=tuple(stale),
-        references=tuple(key for key, ref in references.all() if ref.checkpoint not in alive),
-        young=tuple(name for name, _ in young),
-        used={name: tuple(named[name]) for name, _, _ in rewrites},
+        forwards=_stale_forwards(census, census.forwards, needs.forwards),
+        references=tuple(key for key, reference in references if reference.checkpoint not in alive),
+        young=tuple(young),
+        restores=tuple(sorted(needs.missing & census.withdrawn.keys())),
+        withdrawn=tuple(sorted((n, s) for n, s in census.withdrawn.items() if n not in needs.missing)),
+        seen=frozenset(census.keys),
+        seen_forwards=frozenset(census.forwards),
+        rewrites=tuple((name, sum(chunks.values()), dead) for name, chunks, dead in rewrites),
+        live={name: tuple(sorted(chunks)) for name, chunks, _ in rewrites},
+        sources={name: census.sources(name) for name, _, _ in rewrites},
     )
 
 
-def _packs_of(repository: Repository, key: str) -> list[str]:
-    return [pack.name for pack in repository.read(key).manifest.packs]
+def plan_reclaim(
+    repository: Repository, census: Census, manifests: Sequence[str], references: Sequence[str]
+) -> PrunePlan:
+    """The part of a prune that has to do with the forgotten `manifests` (keys in the trash) alone.
+
+    For retention, which runs after every save: nothing is listed. `references` are the keys of their tags
+    and pins. `census` knows that they are forgotten.
+    """
+    let_go = _let_go(repository, census, manifests)
+    needs = census.needs(let_go)
+    kept = {target for name in census.forwards if census.is_named(name) for target in census.targets(name)}
+    forwards = let_go & census.forwards.keys()
+    rewrites = _half_dead(census, needs.chunks)
+    return PrunePlan(
+        manifests=tuple(manifests),
+        packs=tuple(
+            (name, census.sizes[name])
+            for name, chunks in sorted(needs.chunks.items())
+            if not chunks and name not in kept
+        ),
+        forwards=_stale_forwards(census, forwards, needs.forwards),
+        references=tuple(references),
+        seen=frozenset(census.keys),
+        seen_forwards=frozenset(census.forwards),
+        rewrites=tuple((name, sum(chunks.values()), dead) for name, chunks, dead in rewrites),
+        live={name: tuple(sorted(chunks)) for name, chunks, _ in rewrites},
+        sources={name: census.sources(name) for name, _, _ in rewrites},
+    )
 
 
-def _forwards(repository: Repository, named: Mapping[str, Sequence[str]]) -> tuple[set[str], list[str]]:
-    """Packs that live manifests reach through a forwarding, and the forwardings that none needs."""
-    known: dict[str, set[str]] = {}
-    for info in repository.store.list(layout.PACKS):
-        if info.key.endswith(layout.FORWARD_SUFFIX):
-            name = info.key.removeprefix(f"{layout.PACKS}/").removesuffix(layout.FORWARD_SUFFIX)
-            document = repository.forward(name)
-            known[name] = {row.pack for row in document.rows} if document else set()
-    reached: set[str] = set()
-    queue = [name for name in known if name in named]
-    while queue:
-        for target in known.get(queue.pop(), set()) - reached:
-            reached.add(target)
-            queue.append(target)
-    return reached, sorted(name for name in known if name not in named and name not in reached)
+def _let_go(repository: Repository, census: Census, manifests: Iterable[str]) -> set[str]:
+    """The packs that forgotten manifests name, and those to which they were rewritten: no save that is
+    running wrote them."""
+    found: set[str] = set()
+    for key in manifests:
+        try:
+            found.update(pack.name for pack in repository.read(key).manifest.packs)
+        except (NotFoundError, CorruptionError):  # its packs are then told by their names, or by their age
+            continue
+    return found | {target for name in found for target in census.targets(name)}
 
 
 def _half_dead(
-    repository: Repository, users: Mapping[str, Sequence[str]], sizes: Mapping[str, int]
-) -> list[tuple[str, int, int]]:
-    """Packs of which live manifests use less than half. Reads the manifests that name more than one pack."""
-    manifests: dict[str, Manifest] = {}
-    rewrites = []
-    for name, keys in users.items():
-        if sizes[name] < 2 * _REWRITE_AT_LEAST or not keys:
+    census: Census, needed: Mapping[str, Mapping[int, int]]
+) -> list[tuple[str, Mapping[int, int], int]]:
+    """(pack, needed chunks, dead bytes) where live manifests need less than half and a rewrite pays."""
+    found = []
+    for name, chunks in sorted(needed.items()):
+        live = sum(chunks.values())
+        if not chunks or census.sizes[name] - live < _REWRITE_AT_LEAST:
             continue
-        live: dict[int, int] = {}
-        for key in keys:
-            if key not in manifests:
-                manifests[key] = repository.read(key).manifest
-            live.update(_chunks_in(manifests[key], name))
-        used = sum(live.values())
-        dead = sizes[name] - used
-        if used < _REWRITE_BELOW * sizes[name] and dead >= _REWRITE_AT_LEAST:
-            rewrites.append((name, used, dead))
-    return rewrites
-
-
-def _chunks_in(manifest: Manifest, name: str) -> dict[int, int]:
-    """Offset -> length of the chunks of one pack that a manifest names."""
-    found: dict[int, int] = {}
-    for tensor in manifest.tensors:
-        size = dtypes.nbytes(TensorSpec(tensor.dtype, tensor.shape))
-        for number, chunk in enumerate(tensor.shards[0].chunks):
-            if manifest.packs[chunk.pack].name == name:
-                found[chunk.offset] = min(manifest.chunk_bytes, size - number * manifest.chunk_bytes)
+        try:
+            size = census.data_bytes(name)
+        except (CorruptionError, ObjectNotFoundError) as error:
+            _log.warning("pack %s is left as it is: %s", name, error)
+            continue
+        if size - live >= _REWRITE_AT_LEAST and live < _REWRITE_BELOW * size:
+            found.append((name, chunks, size - live))
     return found
 
 
-def execute_prune(repository: Repository, plan: PrunePlan, *, sweep_seconds: float = 24 * 3600.0) -> Pruned:
+def _stale_forwards(census: Census, names: Iterable[str], needed: Collection[str]) -> tuple[str, ...]:
+    return tuple(
+        sorted(n for n in names if not census.is_named(n) and n not in needed and n not in census.sizes)
+    )
+
+
+def _modified(repository: Repository, name: str) -> float:
+    try:
+        return repository.store.info(layout.pack_key(name)).modified
+    except ObjectNotFoundError:  # deleted since the listing
+        return float("inf")
+
+
+def _id_of(key: str) -> str:
+    parsed = layout.parse_manifest_key(key)
+    return parsed.id if parsed is not None else ""
+
+
+def execute_prune(
+    repository: Repository, plan: PrunePlan, *, census: Census | None = None, sweep: bool = True
+) -> Pruned:
     """Does what the plan says. Interrupted at any instant it leaves garbage for the next prune, never loss.
 
-    Raises StoreError; CorruptionError where a chunk to be moved is damaged (its pack is then left alone
-    and the rest is still done first).
+    `census`, if given, learns what has changed. Raises StoreError; CorruptionError where a chunk to be
+    moved is damaged (its pack is then left alone and the rest is still done first).
     """
-    store = repository.store
-    for key in plan.manifests:
-        store.delete(key)
-    failures: list[CkptError] = []
-    rewritten, freed = 0, 0
-    for name, _, dead in plan.rewrites:
+    return _Execution(repository, plan, census).run(sweep)
+
+
+class _Execution:
+    def __init__(self, repository: Repository, plan: PrunePlan, census: Census | None) -> None:
+        self._repository = repository
+        self._store = repository.store
+        self._plan = plan
+        self._census = census
+        self._failures: list[CkptError] = []
+        self._out: dict[str, int] = dict(plan.withdrawn)  # taken out of circulation -> bytes that this frees
+        self._moved: dict[str, set[int]] = {}
+
+    def run(self, sweep: bool) -> Pruned:
+        plan = self._plan
+        for name in plan.restores:
+            self._put_back(name)
+        for name, _, dead in plan.rewrites:
+            if self._rewrite(name):
+                self._take_out(name, dead)
+        for name, size in plan.packs:
+            self._take_out(name, size)
+        if self._out:
+            self._look_again()
+        for name in self._out:
+            self._store.delete(withdrawn_key(name))
+        for key in plan.manifests:
+            self._store.delete(key)
+        for name in plan.forwards:
+            self._store.delete(layout.forward_key(name))
+            if self._census is not None:
+                self._census.forwards.pop(name, None)
+        self._delete_references()
+        temporaries = self._store.sweep(STALE_SECONDS) if sweep else 0
+        if self._failures:
+            raise self._failures[0]
+        rewritten = len(self._moved.keys() & self._out.keys())
+        freed = sum(self._out.values()) + temporaries
+        return Pruned(len(plan.manifests), len(self._out) - rewritten, rewritten, freed, temporaries)
+
+    def _rewrite(self, name: str) -> bool:
+        sources = self._plan.sources.get(name, ())
         try:
-            _rewrite(repository, name, plan.used[name])
+            target, moved = rewrite(self._repository, name, self._plan.live[name], sources)
+        except ObjectNotFoundError:  # another prune was faster
+            if self._census is not None:
+                self._census.note_gone(name)
+                self._census.note_forward(name)
+            return False
         except CorruptionError as error:
             _log.warning("pack %s is left as it is: %s", name, error)
-            failures.append(error)
-            continue
-        rewritten, freed = rewritten + 1, freed + dead
-    for name, size in plan.packs:
-        store.delete(layout.pack_key(name))
-        freed += size
-    for name in plan.forwards:
-        store.delete(layout.forward_key(name))
-    for key in plan.references:
-        store.delete(key)
-    temporaries = store.sweep(sweep_seconds)
-    if failures:
-        raise failures[0]
-    return Pruned(len(plan.manifests), len(plan.packs), rewritten, freed + temporaries, temporaries)
+            self._failures.append(error)
+            return False
+        if self._census is not None:
+            self._census.note_standing(target)
+            for each in (name, *sources):
+                self._census.note_forward(each)
+        self._moved[name] = moved
+        # Last, so that a prune that took the new pack for an orphan meanwhile is noticed.
+        return moved >= set(self._plan.live[name]) and self._store.exists(layout.pack_key(target))
 
-
-def _rewrite(repository: Repository, name: str, keys: Sequence[str]) -> None:
-    """Moves the chunks of a pack that live manifests name to a new pack: new pack, forwarding, then deletion."""
-    store = repository.store
-    live: set[int] = set()
-    for key in keys:
-        live |= _chunks_in(repository.read(key).manifest, name).keys()
-    with store.open(layout.pack_key(name)) as reader:
-        header = read_header(reader.read, reader.size, name)
-        chunks = [chunk for chunk in header.chunks if chunk.offset in live]
-        if {chunk.offset for chunk in chunks} != live:
-            raise CorruptionError(f"pack {name} lacks chunks that manifests name", key=layout.pack_key(name))
-        owner = ids.new_ulid()
-        folder = name.rpartition("/")[0]
-        target = f"{folder}/{owner}-0-0.safetensors"
-        writers: list[ObjectWriter] = []
-
-        def create() -> ObjectWriter:
-            writers.append(store.create(layout.pack_key(target)))
-            return writers[0]
-
-        chunk_bytes = repository.document.chunk_bytes
-        bound = header_bound(((c.path, c.spec) for c in chunks), min(chunk_bytes, min(c.length for c in chunks)))
-        pack = PackWriter(create, checkpoint=header.checkpoint, chunk_bytes=chunk_bytes, bound=bound)
+    def _take_out(self, name: str, freed: int) -> None:
         try:
-            starts = [(chunk, pack.append(_piece(reader.read, chunk, name), chunk.digest)) for chunk in chunks]
-            written = pack.finish()
-            writers[0].commit()
-        finally:
-            for writer in writers:
-                writer.discard()
-    rows = tuple(ForwardRow(c.offset, c.digest, target, written.header_size + start) for c, start in starts)
-    store.put(layout.forward_key(name), seal(Forward(pack=name, rows=rows)))
-    store.delete(layout.pack_key(name))
+            self._store.move(layout.pack_key(name), withdrawn_key(name))
+        except ObjectNotFoundError:
+            pass
+        else:
+            self._out[name] = freed
+        if self._census is not None:
+            self._census.note_gone(name)
 
+    def _put_back(self, name: str) -> None:
+        _log.info("pack %s is needed after all and stands in its place again", name)
+        self._out.pop(name, None)
+        try:
+            self._store.move(withdrawn_key(name), layout.pack_key(name))
+        except ObjectNotFoundError:  # another prune was faster
+            return
+        if self._census is not None:
+            self._census.note_standing(name)
 
-def _piece(read: Callable[[int, int], Buffer], chunk: StoredChunk, name: str) -> Piece:
-    data = read(chunk.offset, chunk.length)
-    if digest_of(data) != chunk.digest:
-        raise CorruptionError(
-            f"the chunk at {chunk.offset} of pack {name} is damaged; `ckpt verify` lists what it hurts",
-            key=layout.pack_key(name),
-            offset=chunk.offset,
-        )
-    return Piece(chunk.path, chunk.spec, chunk.begin, data)
+    def _look_again(self) -> None:
+        """Puts back what a manifest names that was published since the plan was made.
+
+        Its save looked for the packs after it published the manifest. Either it did so before they were
+        taken out, and then the manifest is seen here; or after, and then it makes its commit again.
+        """
+        for key in live_keys(self._repository, self._plan.seen):
+            if key not in self._plan.seen:
+                try:
+                    manifest = self._repository.read(key).manifest
+                except NotFoundError:
+                    continue
+                except CorruptionError:
+                    for name in list(self._out):
+                        self._put_back(name)
+                    raise
+                for name, offset, _ in chunks_of(manifest):
+                    if name in self._out and offset not in self._moved.get(name, ()):
+                        self._put_back(name)
+        if any(is_rewritten(name) and name not in self._moved for name in self._out):
+            self._look_for_forwards()
+
+    def _look_for_forwards(self) -> None:
+        """The same for packs that another prune has just filled: they are named by a forwarding alone."""
+        for info in self._store.list(layout.PACKS):
+            name = info.key.removeprefix(f"{layout.PACKS}/").removesuffix(layout.FORWARD_SUFFIX)
+            if (
+                not info.key.endswith(layout.FORWARD_SUFFIX)
+                or name in self._plan.seen_forwards
+                or name in self._moved
+            ):
+                continue
+            document = self._repository.forward(name)
+            for target in {row.pack for row in document.rows} if document else ():
+                if target in self._out and target not in self._moved:
+                    self._put_back(target)
+
+    def _delete_references(self) -> None:
+        if not self._plan.references:
+            return
+        references = References(self._store)
+        alive = {found.id for found in self._repository.manifest_keys()}
+        for key in self._plan.references:
+            try:
+                checkpoint = references.read(key).checkpoint
+            except CkptError:  # gone, or damaged: not for prune to judge
+                continue
+            if checkpoint not in alive:  # a tag may have moved since the plan
+                self._store.delete(key)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ckpt_core.errors import CkptError, NotFoundError
+from ckpt_core.errors import CkptError, NotFoundError, StoreError
+from ckpt_core.maintenance.marks import MarkReader, Marks
 from ckpt_core.model import Checkpoint
-from ckpt_core.repository import MetricSegments, References, Repository
+from ckpt_core.repository import MetricSegments, Repository
 
 if TYPE_CHECKING:
     from ckpt_core.catalog import Catalog
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["ReindexReport", "reindex", "synchronise"]
 
 _log = logging.getLogger("ckpt_core.maintenance")
-_BATCH = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,93 +32,104 @@ class ReindexReport:
     unreadable: tuple[str, ...]
 
 
-class _Facts:
-    """Tags and pins of the whole store (or of one experiment), by checkpoint."""
-
-    def __init__(self, references: References, experiment: str | None = None) -> None:
-        self.tags: dict[str, dict[str, str]] = {}
-        self.pins: dict[str, set[str]] = {}
-        for _, reference in references.all(experiment):
-            if reference.kind == "tags":
-                self.tags.setdefault(reference.experiment, {})[reference.name] = reference.checkpoint
-            else:
-                self.pins.setdefault(reference.experiment, set()).add(reference.checkpoint)
-
-    def of(self, experiment: str, checkpoint: str) -> tuple[tuple[str, ...], bool]:
-        tags = tuple(sorted(n for n, to in self.tags.get(experiment, {}).items() if to == checkpoint))
-        return tags, checkpoint in self.pins.get(experiment, set())
-
-
 Row = tuple[Checkpoint, Sequence[tuple[str, int]]]
 
 
-def _rows(repository: Repository, keys: Iterable[str], facts: _Facts, unreadable: list[str]) -> Iterator[Row]:
+def _rows(
+    repository: Repository, keys: Iterable[str], marks: Marks, damaged: dict[str, CkptError]
+) -> Iterator[Row]:
     for key in keys:
+        if key in damaged:
+            continue
         try:
             committed = repository.read(key)
         except NotFoundError:  # forgotten since the listing
             continue
+        except StoreError:
+            raise
         except CkptError as error:
-            _log.warning("left out of the catalog: %s", error)
-            unreadable.append(key)
+            _log.error("checkpoint left out: %s", error)
+            damaged[key] = error
             continue
-        tags, pinned = facts.of(committed.manifest.experiment, committed.manifest.id)
-        yield committed.checkpoint(tags, pinned), committed.packs
+        yield marks.on(committed.checkpoint()), committed.packs
 
 
-def synchronise(repository: Repository, references: References, catalog: Catalog, experiment: str | None = None) -> None:
+def synchronise(
+    repository: Repository,
+    catalog: Catalog,
+    experiment: str | None = None,
+    *,
+    marks: MarkReader | None = None,
+    damaged: dict[str, CkptError] | None = None,
+) -> None:
     """Adds to the catalog what the store has and it lacks, and takes out what the store no longer has.
 
-    Costs one listing of names where nothing differs. Raises CatalogError, StoreError.
+    Costs one listing of names where nothing differs. Manifests that cannot be read are added to `damaged`,
+    by their keys, and not tried again. Raises CatalogError, StoreError.
     """
     standing = {key.id: key.key for key in repository.manifest_keys(experiment)}
     known = catalog.ids(experiment)
-    facts = _Facts(references, experiment)
-    missing = sorted(standing.keys() - known)
-    for start in range(0, len(missing), _BATCH):
-        keys = [standing[checkpoint] for checkpoint in missing[start : start + _BATCH]]
-        catalog.put_checkpoints(_rows(repository, keys, facts, []))
+    found = (marks or MarkReader(repository)).read(experiment)
+    missing = [standing[checkpoint] for checkpoint in sorted(standing.keys() - known)]
+    if missing:
+        catalog.put_checkpoints(_rows(repository, missing, found, {} if damaged is None else damaged))
     gone = known - standing.keys()
     if gone:
         catalog.forget_checkpoints(sorted(gone))
-    for name in {experiment} if experiment is not None else facts.tags.keys() | facts.pins.keys():
-        _synchronise_references(catalog, name, facts, standing)
+    names = [experiment] if experiment is not None else [summary.name for summary in catalog.experiments()]
+    indexed = catalog.ids(experiment) if missing or gone else known
+    for name in names:
+        _synchronise_marks(catalog, name, found.tags.get(name, {}), found.pins.get(name, set()), indexed)
 
 
-def _synchronise_references(catalog: Catalog, experiment: str, facts: _Facts, standing: dict[str, str]) -> None:
-    wanted = {tag: to for tag, to in facts.tags.get(experiment, {}).items() if to in standing}
-    indexed = catalog.tags(experiment)
-    for tag in indexed.keys() - wanted.keys():
-        catalog.remove_tag(experiment, tag)
-    for tag, to in wanted.items():
-        if indexed.get(tag) != to:
-            catalog.set_tag(experiment, tag, to)
-    pins = facts.pins.get(experiment, set()) & standing.keys()
+def _synchronise_marks(
+    catalog: Catalog,
+    experiment: str,
+    tags: Mapping[str, str],
+    pins: Collection[str],
+    indexed: Collection[str],
+) -> None:
+    """`indexed` are the ids that have rows. What another process forgets meanwhile is passed over."""
+    wanted = {tag: checkpoint for tag, checkpoint in tags.items() if checkpoint in indexed}
+    had = catalog.tags(experiment)
     pinned = catalog.pinned(experiment)
-    for checkpoint in pins ^ pinned:
-        catalog.set_pinned(checkpoint, checkpoint in pins)
+    for tag in had.keys() - wanted.keys():
+        catalog.remove_tag(experiment, tag)
+    try:
+        for tag, checkpoint in wanted.items():
+            if had.get(tag) != checkpoint:
+                catalog.set_tag(experiment, tag, checkpoint)
+        for checkpoint in {pin for pin in pins if pin in indexed} ^ pinned:
+            catalog.set_pinned(checkpoint, checkpoint in pins)
+    except NotFoundError as error:
+        _log.debug("forgotten while the catalog was brought in line: %s", error)
 
 
-def reindex(repository: Repository, references: References, segments: MetricSegments, catalog: Catalog) -> ReindexReport:
+def reindex(repository: Repository, segments: MetricSegments, catalog: Catalog) -> ReindexReport:
     """Builds the catalog anew from the store, in one transaction: what is lost with a catalog is nothing
-    but its own audit trail and its record of past checks, and these are kept where they can be."""
-    unreadable: list[str] = []
-    facts = _Facts(references)
+    but its own audit trail and its record of past checks, and these are kept where they can be.
+
+    The manifests are read before others have to wait. Raises CatalogError, StoreError.
+    """
+    damaged: dict[str, CkptError] = {}
+    marks = MarkReader(repository).read()
+    trash = list(_rows(repository, [key.key for key in repository.manifest_keys(trash=True)], marks, damaged))
+    live = list(_rows(repository, [key.key for key in repository.manifest_keys()], marks, damaged))
+    alive = {checkpoint.id: checkpoint for checkpoint, _ in live}
+    # A crash between the two halves of a move leaves a manifest in both places; it is then not forgotten.
+    forgotten = [(checkpoint, packs) for checkpoint, packs in trash if checkpoint.id not in alive]
     points = 0
     with catalog.rebuild() as fresh:
-        trash = [key.key for key in repository.manifest_keys(trash=True)]
-        forgotten = list(_rows(repository, trash, facts, unreadable))
         fresh.put_checkpoints(forgotten)
         fresh.forget_checkpoints([checkpoint.id for checkpoint, _ in forgotten])
-        live = [key.key for key in repository.manifest_keys()]
-        count = fresh.put_checkpoints(_rows(repository, live, facts, unreadable))
+        fresh.put_checkpoints(live)
         for experiment, attempt, logged in segments.all():
             points += fresh.add_metrics(experiment, attempt, logged)
     return ReindexReport(
-        checkpoints=count,
+        checkpoints=len(live),
         forgotten=len(forgotten),
-        tags=sum(len(tags) for tags in facts.tags.values()),
-        pins=sum(len(pins) for pins in facts.pins.values()),
+        tags=sum(len(checkpoint.tags) for checkpoint in alive.values()),
+        pins=sum(checkpoint.pinned for checkpoint in alive.values()),
         metric_points=points,
-        unreadable=tuple(unreadable),
+        unreadable=tuple(damaged),
     )

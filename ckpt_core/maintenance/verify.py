@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
 
-from ckpt_core.errors import CkptError, CorruptionError, NotFoundError, ObjectNotFoundError
-from ckpt_core.format.documents import Manifest
-from ckpt_core.format.pack import PackHeader, StoredChunk, read_header
-from ckpt_core.repository import Committed, MetricSegments, References, Repository, layout
+from ckpt_core.errors import CkptError, CorruptionError, NotFoundError, ObjectNotFoundError, StoreError
+from ckpt_core.format.documents import Manifest, StoreDocument
+from ckpt_core.format.pack import StoredChunk, read_header
+from ckpt_core.format.sealed import unseal
+from ckpt_core.maintenance.census import packs_in
+from ckpt_core.repository import MetricSegments, References, Repository, layout
 from ckpt_core.repository.digests import digest_of
 from ckpt_core.stores import ObjectReader
 
@@ -21,7 +22,7 @@ Progress = Callable[[int, int], None]
 """Called with the bytes checked so far and the bytes to check in all."""
 
 _THREADS = max(1, min(4, os.cpu_count() or 1))
-T = TypeVar("T")
+_TOGETHER = 4 << 20  # chunks are read together up to about so many bytes, or thousands of tiny ones take long
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +52,6 @@ class VerifyReport:
         return not self.problems
 
 
-@dataclass(slots=True)
-class _Pack:
-    """What was found of one pack: its header, or the fault that hid it, and offsets of damaged chunks."""
-
-    name: str
-    header: PackHeader | None = None
-    size: int = 0
-    fault: CkptError | None = None
-    chunks: dict[int, StoredChunk] = field(default_factory=dict)
-    damaged: dict[int, str] = field(default_factory=dict)
-
-
 def verify(
     repository: Repository,
     *,
@@ -73,182 +62,263 @@ def verify(
     """Checks the manifests under `keys` and the packs they name, or (None) everything in the store.
 
     With `read_data` every byte of the packs is read and hashed; without, their headers only. Damage is
-    reported, not raised; StoreError is raised where the store itself cannot be read.
+    reported, not raised, and so is what the disk refuses to read. What is forgotten meanwhile is left out.
+    Raises NotFoundError for one of `keys` that is not there; StoreError where the store cannot be listed.
     """
-    everything = keys is None
-    manifests, problems = _manifests(repository, keys)
-    names = {pack.name for committed in manifests for pack in committed.manifest.packs}
-    if everything:
-        names |= {name for name, _ in packs_in(repository)}
-    packs = {name: _open(repository, name) for name in sorted(names)}
-    forwards = _forwards(repository, packs, problems)
-    _read_packs(repository, [p for p in packs.values() if p.header is not None], read_data, progress)
-    hurt: dict[tuple[str, str], set[str]] = {}
-    for committed in manifests:
-        for place in _hurt_places(committed.manifest, packs, forwards):
-            hurt.setdefault(place, set()).add(committed.manifest.id)
-    problems.extend(_pack_problems(packs, forwards, hurt))
-    problems.extend(
-        Problem("missing", key, detail, tuple(sorted(ids)))
-        for (key, detail), ids in sorted(hurt.items())
-        if detail and not any(p.key == key for p in problems)
-    )
-    if everything:
-        problems.extend(_side_documents(repository))
-    damaged = {checkpoint for problem in problems for checkpoint in problem.checkpoints}
-    read = sum(p.header.header_size + (p.header.data_bytes if read_data else 0) for p in packs.values() if p.header)
-    return VerifyReport(len(manifests), len(packs), read, tuple(problems), tuple(sorted(damaged)), read_data)
+    return _Verification(repository).run(None if keys is None else list(keys), read_data, progress)
 
 
-def packs_in(repository: Repository) -> Iterator[tuple[str, int]]:
-    """Name and size of every pack in the store."""
-    for info in repository.store.list(layout.PACKS):
-        if info.key.endswith(".safetensors"):
-            yield info.key.removeprefix(f"{layout.PACKS}/"), info.size
+@dataclass(slots=True)
+class _Pack:
+    """What was found of one pack: its header in short, or the fault that hides it, and damaged chunks."""
+
+    name: str
+    size: int = 0
+    data_bytes: int = 0
+    header_digest: str | None = None
+    fault: CkptError | None = None
+    chunks: dict[int, str] = field(default_factory=dict)
+    """Offset -> digest."""
+    damaged: dict[int, str] = field(default_factory=dict)
+    """Offset -> what is wrong."""
+
+    @property
+    def missing(self) -> bool:
+        return isinstance(self.fault, ObjectNotFoundError)
+
+    @property
+    def hurts(self) -> bool:
+        return self.fault is not None or bool(self.damaged)
 
 
-def _manifests(repository: Repository, keys: Iterable[str] | None) -> tuple[list[Committed], list[Problem]]:
-    found, problems = [], []
-    for key in [k.key for k in repository.manifest_keys()] if keys is None else keys:
+class _Verification:
+    """Manifests are looked at one at a time, since all of them together may not fit into memory."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+        self._packs: dict[str, _Pack] = {}
+        self._forwards: dict[str, dict[int, tuple[str, int]]] = {}
+        self._problems: list[Problem] = []
+        self._hurt: dict[tuple[str, str, str], set[str]] = {}  # (kind, key, detail) -> ids
+        self._keys: dict[str, str] = {}  # id -> key, of those that are hurt
+
+    def run(self, keys: list[str] | None, read_data: bool, progress: Progress | None) -> VerifyReport:
+        listed = [found.key for found in self._repository.manifest_keys()] if keys is None else keys
+        count = 0
+        for key in listed:
+            manifest = self._manifest(key, required=keys is not None)
+            if manifest is not None:
+                count += 1
+                self._check_places(manifest, key)
+        if keys is None:
+            for name, _ in packs_in(self._repository):
+                self._pack(name)
+        if read_data:
+            self._read_packs(progress)
+        if any(pack.hurts for pack in self._packs.values()):
+            self._blame(listed)
+        self._collect()
+        if keys is None:
+            self._problems.extend(_side_documents(self._repository))
+        problems = tuple(dict.fromkeys(self._still_true()))
+        return VerifyReport(
+            checkpoints=count,
+            packs=len(self._packs),
+            bytes_read=sum(
+                pack.size if read_data else pack.size - pack.data_bytes for pack in self._packs.values()
+            ),
+            problems=problems,
+            damaged=tuple(sorted({checkpoint for problem in problems for checkpoint in problem.checkpoints})),
+            read_data=read_data,
+        )
+
+    def _manifest(self, key: str, required: bool = False, *, again: bool = False) -> Manifest | None:
         try:
-            found.append(repository.read(key))
+            return self._repository.read(key).manifest
         except NotFoundError:
-            if keys is not None:
+            if required:
                 raise
         except CkptError as error:
-            parsed = layout.parse_manifest_key(key)
-            problems.append(Problem("manifest", key, str(error), (parsed.id,) if parsed else ()))
-    return found, problems
+            if not again:
+                parsed = layout.parse_manifest_key(key)
+                self._problems.append(Problem("manifest", key, str(error), (parsed.id,) if parsed else ()))
+        return None
+
+    def _pack(self, name: str) -> _Pack:
+        if name not in self._packs:
+            pack = self._packs[name] = _Pack(name)
+            try:
+                with self._repository.store.open(layout.pack_key(name)) as reader:
+                    pack.size = reader.size
+                    header = read_header(reader.read, reader.size, name)
+                pack.header_digest, pack.data_bytes = header.digest, header.data_bytes
+                pack.chunks = {chunk.offset: chunk.digest for chunk in header.chunks}
+            except CkptError as error:
+                pack.fault = error
+        return self._packs[name]
+
+    def _check_places(self, manifest: Manifest, key: str) -> None:
+        """Whether the packs are those that the manifest names, and its chunks in them where it says."""
+        for record in manifest.packs:
+            pack = self._pack(record.name)
+            if pack.header_digest not in (None, record.header):
+                place = layout.pack_key(record.name)
+                self._hurts(manifest, key, "header", place, "the pack is not the one that the manifest names")
+        for name, offset, digest in self._chunks(manifest):
+            pack = self._pack(name)
+            if pack.fault is None and pack.chunks.get(offset) != digest:
+                detail = f"the pack does not hold the chunk that should begin at {offset}"
+                self._hurts(manifest, key, "missing", layout.pack_key(name), detail)
+
+    def _blame(self, keys: Sequence[str]) -> None:
+        """Whom the damaged packs hurt."""
+        for key in keys:
+            manifest = self._manifest(key, again=True)
+            for name, offset, _ in self._chunks(manifest) if manifest is not None else ():
+                pack = self._packs.get(name)
+                if manifest is None or pack is None:
+                    continue
+                if pack.missing:
+                    detail = "the pack is missing from the store"
+                    self._hurts(manifest, key, "missing", layout.pack_key(name), detail)
+                elif pack.fault is not None or offset in pack.damaged:
+                    self._hurts(manifest, key, "", layout.pack_key(name), "")
+
+    def _hurts(self, manifest: Manifest, key: str, kind: str, place: str, detail: str) -> None:
+        self._hurt.setdefault((kind, place, detail), set()).add(manifest.id)
+        self._keys[manifest.id] = key
+
+    def _chunks(self, manifest: Manifest) -> Iterator[tuple[str, int, str]]:
+        """(pack, offset, digest) of every chunk, where it is now: forwardings are followed."""
+        for tensor in manifest.tensors:
+            for chunk in tensor.shards[0].chunks:
+                name, offset = manifest.packs[chunk.pack].name, chunk.offset
+                for _ in range(100):  # a damaged store may lead in circles
+                    if not self._pack(name).missing or offset not in self._forward(name):
+                        break
+                    name, offset = self._forward(name)[offset]
+                yield name, offset, chunk.digest
+
+    def _forward(self, name: str) -> dict[int, tuple[str, int]]:
+        if name not in self._forwards:
+            self._forwards[name] = {}
+            try:
+                document = self._repository.forward(name)
+            except CkptError as error:
+                self._problems.append(Problem("forward", layout.forward_key(name), str(error)))
+            else:
+                for row in document.rows if document is not None else ():
+                    self._forwards[name][row.offset] = (row.pack, row.new_offset)
+        return self._forwards[name]
+
+    def _read_packs(self, progress: Progress | None) -> None:
+        packs = [pack for pack in self._packs.values() if pack.fault is None]
+        total, done = sum(pack.data_bytes for pack in packs), 0
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="ckpt-verify") as pool:
+            for pack in packs:
+                try:
+                    with self._repository.store.open(layout.pack_key(pack.name)) as reader:
+                        header = read_header(reader.read, reader.size, pack.name)
+                        groups = list(_groups(header.chunks))
+                        for group, faults in zip(
+                            groups, pool.map(lambda g, r=reader: _check(r, g), groups), strict=True
+                        ):
+                            pack.damaged.update(faults)
+                            done += sum(chunk.length for chunk in group)
+                            if progress is not None:
+                                progress(done, total)
+                except CkptError as error:  # changed or deleted since its header was read
+                    pack.fault = error
+
+    def _collect(self) -> None:
+        blamed: dict[str, set[str]] = {}
+        for (kind, place, detail), ids in sorted(self._hurt.items()):
+            if kind:
+                self._problems.append(Problem(kind, place, detail, tuple(sorted(ids))))
+            else:
+                blamed.setdefault(place, set()).update(ids)
+        for pack in self._packs.values():
+            place = layout.pack_key(pack.name)
+            hurt = tuple(sorted(blamed.get(place, ())))
+            if pack.fault is not None and not pack.missing:
+                kind = "header" if isinstance(pack.fault, CorruptionError) else pack.fault.kind
+                self._problems.append(Problem(kind, place, str(pack.fault), hurt))
+            for _, detail in sorted(pack.damaged.items()):
+                self._problems.append(Problem("digest", place, detail, hurt))
+
+    def _still_true(self) -> Iterator[Problem]:
+        """Without what has been forgotten, and then pruned, while this went on."""
+        store = self._repository.store
+        gone = {checkpoint for checkpoint, key in self._keys.items() if not store.exists(key)}
+        for problem in self._problems:
+            left = tuple(checkpoint for checkpoint in problem.checkpoints if checkpoint not in gone)
+            if problem.kind == "manifest" and not store.exists(problem.key):
+                continue
+            if problem.checkpoints and not left and not store.exists(problem.key):
+                continue
+            yield replace(problem, checkpoints=left)
 
 
-def _open(repository: Repository, name: str) -> _Pack:
-    pack = _Pack(name)
+def _groups(chunks: Iterable[StoredChunk]) -> Iterator[list[StoredChunk]]:
+    """Neighbours, since a pack has no holes."""
+    group: list[StoredChunk] = []
+    for chunk in chunks:
+        group.append(chunk)
+        if chunk.offset + chunk.length - group[0].offset >= _TOGETHER:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _check(reader: ObjectReader, group: Sequence[StoredChunk]) -> dict[int, str]:
+    """What is wrong with each damaged chunk of a group, by its offset."""
+    first, last = group[0], group[-1]
     try:
-        with repository.store.open(layout.pack_key(name)) as reader:
-            pack.size = reader.size
-            pack.header = read_header(reader.read, reader.size, name)
-            pack.chunks = {chunk.offset: chunk for chunk in pack.header.chunks}
-    except CkptError as error:
-        pack.fault = error
-    return pack
-
-
-def _forwards(
-    repository: Repository, packs: dict[str, _Pack], problems: list[Problem]
-) -> dict[str, dict[int, tuple[str, int]]]:
-    """Where the chunks of absent packs have gone; the packs they have gone to are added to `packs`."""
-    forwards: dict[str, dict[int, tuple[str, int]]] = {}
-    queue = [name for name, pack in packs.items() if isinstance(pack.fault, ObjectNotFoundError)]
-    while queue:
-        name = queue.pop()
-        try:
-            document = repository.forward(name)
-        except CkptError as error:
-            problems.append(Problem("forward", layout.forward_key(name), str(error)))
-            continue
-        if document is None:
-            continue
-        forwards[name] = {row.offset: (row.pack, row.new_offset) for row in document.rows}
-        for target in sorted({row.pack for row in document.rows} - packs.keys()):
-            packs[target] = _open(repository, target)
-            if isinstance(packs[target].fault, ObjectNotFoundError):
-                queue.append(target)
-    return forwards
-
-
-def _read_packs(repository: Repository, packs: Sequence[_Pack], read_data: bool, progress: Progress | None) -> None:
-    total = sum(p.size for p in packs)
-    done = 0
-    for pack in packs:
-        if read_data:
-            with repository.store.open(layout.pack_key(pack.name)) as reader:
-                for chunk, fault in _parallel(pack.chunks.values(), lambda c, r=reader: _check(r, c)):
-                    if fault:
-                        pack.damaged[chunk.offset] = fault
-                    if progress is not None:
-                        progress(done + chunk.offset + chunk.length, total)
-        done += pack.size
-        if progress is not None:
-            progress(done, total)
-
-
-def _parallel(items: Iterable[T], work: Callable[[T], str | None]) -> Iterator[tuple[T, str | None]]:
-    rows = list(items)
-    if len(rows) < 2:
-        yield from ((row, work(row)) for row in rows)
-        return
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="ckpt-verify") as pool:
-        yield from zip(rows, pool.map(work, rows), strict=True)
-
-
-def _check(reader: ObjectReader, chunk: StoredChunk) -> str | None:
-    data = reader.read(chunk.offset, chunk.length)
-    if data.nbytes != chunk.length:
-        return f"the pack ends inside the chunk at {chunk.offset}"
-    if digest_of(data) != chunk.digest:
-        return f"the SHA-256 of bytes {chunk.offset} to {chunk.offset + chunk.length} ({chunk.path}) does not match"
-    return None
-
-
-def _hurt_places(
-    manifest: Manifest, packs: dict[str, _Pack], forwards: dict[str, dict[int, tuple[str, int]]]
-) -> Iterator[tuple[str, str]]:
-    """(key, detail) of everything that keeps this manifest's tensors from loading. The detail is empty
-    where the pack's own check already tells it."""
-    for record in manifest.packs:
-        header = packs[record.name].header
-        if header is not None and (header.digest != record.header or packs[record.name].size != record.size):
-            yield layout.pack_key(record.name), "the pack is not the one that the manifest names"
-    for tensor in manifest.tensors:
-        for chunk in tensor.shards[0].chunks:
-            name, offset = manifest.packs[chunk.pack].name, chunk.offset
-            while name in forwards and offset in forwards[name]:
-                name, offset = forwards[name][offset]
-            pack = packs[name]
-            if pack.header is None:
-                missing = isinstance(pack.fault, ObjectNotFoundError)
-                yield layout.pack_key(name), "the pack is missing from the store" if missing else ""
-            elif offset in pack.damaged:
-                yield layout.pack_key(name), ""
-            elif offset not in pack.chunks or pack.chunks[offset].digest != chunk.digest:
-                yield layout.pack_key(name), f"the pack no longer holds the chunk at {offset}"
-
-
-def _pack_problems(
-    packs: dict[str, _Pack],
-    forwards: dict[str, dict[int, tuple[str, int]]],
-    hurt: dict[tuple[str, str], set[str]],
-) -> Iterator[Problem]:
-    for name, pack in packs.items():
-        key = layout.pack_key(name)
-        ids = sorted({checkpoint for (place, _), found in hurt.items() if place == key for checkpoint in found})
-        if pack.fault is not None and not isinstance(pack.fault, ObjectNotFoundError):
-            kind = "header" if isinstance(pack.fault, CorruptionError) else pack.fault.kind
-            yield Problem(kind, key, str(pack.fault), tuple(ids))
-        for _, detail in sorted(pack.damaged.items()):
-            yield Problem("digest", key, detail, tuple(ids))
+        data = reader.read(first.offset, last.offset + last.length - first.offset)
+    except StoreError as error:
+        if len(group) > 1:  # which of them is it?
+            return {offset: fault for chunk in group for offset, fault in _check(reader, [chunk]).items()}
+        return {first.offset: str(error)}
+    faults = {}
+    for chunk in group:
+        begin = chunk.offset - first.offset
+        part = data[begin : begin + chunk.length]
+        if part.nbytes != chunk.length:
+            faults[chunk.offset] = f"the pack ends inside the chunk at {chunk.offset} ({chunk.path})"
+        elif digest_of(part) != chunk.digest:
+            end = chunk.offset + chunk.length
+            faults[chunk.offset] = (
+                f"the SHA-256 of bytes {chunk.offset} to {end} ({chunk.path}) does not match"
+            )
+    return faults
 
 
 def _side_documents(repository: Repository) -> Iterator[Problem]:
-    references, segments = References(repository.store), MetricSegments(repository.store)
-    for key in references.keys():
-        try:
-            references.read(key)
-        except CkptError as error:
-            yield Problem("reference", key, str(error))
-    for key in segments.keys():
-        try:
-            segments.read(key)
-        except CkptError as error:
-            yield Problem("metrics", key, str(error))
-    for manifest in repository.manifest_keys(trash=True):
-        try:
-            repository.read(manifest.key)
-        except CkptError as error:
-            yield Problem("manifest", manifest.key, str(error))
-    for info in repository.store.list(layout.PACKS):
-        if info.key.endswith(layout.FORWARD_SUFFIX):
+    """Damage to what no checkpoint needs in order to load."""
+    store = repository.store
+    references, segments = References(store), MetricSegments(store)
+
+    def store_document(key: str) -> object:
+        return unseal(store.get(key), StoreDocument, key)
+
+    def forward(key: str) -> object:
+        return repository.forward(key.removeprefix(f"{layout.PACKS}/").removesuffix(layout.FORWARD_SUFFIX))
+
+    forwards = [i.key for i in store.list(layout.PACKS) if i.key.endswith(layout.FORWARD_SUFFIX)]
+    trash = [found.key for found in repository.manifest_keys(trash=True)]
+    documents: list[tuple[str, Iterable[str], Callable[[str], object]]] = [
+        ("store", [layout.STORE_DOCUMENT], store_document),
+        ("reference", references.keys(), references.read),
+        ("metrics", segments.keys(), segments.read),
+        ("manifest", trash, repository.read),
+        ("forward", forwards, forward),
+    ]
+    for kind, keys, read in documents:
+        for key in keys:
             try:
-                repository.forward(info.key.removeprefix(f"{layout.PACKS}/").removesuffix(layout.FORWARD_SUFFIX))
+                read(key)
+            except (ObjectNotFoundError, NotFoundError):  # deleted since the listing
+                continue
             except CkptError as error:
-                yield Problem("forward", info.key, str(error))
+                yield Problem(kind, key, str(error))

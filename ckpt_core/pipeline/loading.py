@@ -82,7 +82,9 @@ class _Loader:
                 continue
             saved, has = self._chunks.spec(index), self._codec_of(target).spec(target)
             if saved.shape != has.shape:
-                differences.append(f"{paths[index]}: saved with shape {list(saved.shape)}, like= has {list(has.shape)}")
+                differences.append(
+                    f"{paths[index]}: saved with shape {list(saved.shape)}, like= has {list(has.shape)}"
+                )
             elif not dtypes.can_cast(saved.dtype, has.dtype):
                 differences.append(f"{paths[index]}: saved as {saved.dtype}, like= has {has.dtype}")
         if differences:
@@ -114,7 +116,8 @@ class _Loader:
 
     def _codec_of(self, target: Any) -> TensorCodec:
         codec = self._registry.find(type(target))
-        assert codec is not None and not isinstance(codec, ObjectCodec), "compare() let a plain value pass"
+        assert codec is not None, "compare() let an unknown value pass"
+        assert not isinstance(codec, ObjectCodec), "compare() let a plain value pass"
         return codec
 
     def _codec_for(self, index: int) -> TensorCodec:

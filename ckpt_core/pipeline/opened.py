@@ -60,7 +60,9 @@ class LazyTensor:
         data = self._chunks.read_range(self._index, begin * row, end * row)
         part = self._codec.wrap(TensorSpec(self._spec.dtype, (end - begin, *self.shape[1:])), data)
         if isinstance(first, slice):
-            return part[(slice(None, None, first.step), *rest)] if first.step not in (None, 1) or rest else part
+            return (
+                part[(slice(None, None, first.step), *rest)] if first.step not in (None, 1) or rest else part
+            )
         return part[(0, *rest)]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
@@ -120,7 +122,11 @@ class CheckpointReader(Mapping[str, Any]):
         if path in self._leaves:
             return plain_value(self._leaves[path])
         below = sorted(p for p in self._leaves if p.startswith(f"{path}/"))
-        hint = f"; it is a branch: try {below[0]!r}" if below else f"; it holds {', '.join(sorted(self)[:6])}, ..."
+        hint = (
+            f"; it is a branch: try {below[0]!r}"
+            if below
+            else f"; it holds {', '.join(sorted(self)[:6])}, ..."
+        )
         raise NotFoundError(f"the checkpoint has no leaf {path!r}{hint}", kind="path", path=path)
 
     def tensor(self, path: str) -> LazyTensor:
@@ -152,9 +158,12 @@ class CheckpointReader(Mapping[str, Any]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def __repr__(self) -> str:
-        elements = sum(math.prod(t.shape) for t in self.manifest.tensors)
-        return f"<CheckpointReader {self.checkpoint.id} step={self.checkpoint.step} {len(self._tensors)} tensors, {elements} values>"
+        values = sum(math.prod(tensor.shape) for tensor in self.manifest.tensors)
+        held = f"{len(self._tensors)} tensors, {values} values"
+        return f"<CheckpointReader {self.checkpoint.id} step={self.checkpoint.step} {held}>"

@@ -1,18 +1,24 @@
-"""One background thread that makes saves in the order in which they were asked for, never without bound."""
+"""Saves one after the other, in the order in which they were asked for, and never without bound.
+
+Knows nothing of what a save does. Its thread is there only while there is work.
+"""
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ckpt_core import clock
 from ckpt_core.errors import SaveNotDoneError, UsageError
 from ckpt_core.model import Checkpoint
 
 __all__ = ["OnBusy", "SaveHandle", "SaveQueue"]
+
+_log = logging.getLogger("ckpt_core.save")
 
 OnBusy = Literal["wait", "skip", "replace"]
 """What a save does when `max_pending` saves are not yet durable: wait for one; give up (`skip`); or take
@@ -63,50 +69,64 @@ class SaveHandle:
         return f"<SaveHandle step={self.step} {'done' if error is None else f'failed: {error}'}>"
 
 
+class _Entry(NamedTuple):
+    """A save that waits for its turn. `release` is called when what was staged is no longer needed."""
+
+    handle: SaveHandle
+    job: Job
+    release: Callable[[], None]
+
+
 class SaveQueue:
-    """Runs jobs one after the other. `reserve` bounds them before anything is staged."""
+    """Runs jobs one after the other. `reserve` bounds them before anything is staged.
+
+    Jobs settle their handles and raise nothing. Thread-safe.
+    """
 
     def __init__(self, max_pending: int, on_busy: OnBusy) -> None:
-        if max_pending < 1:
-            raise UsageError(f"max_pending={max_pending} must be at least 1", kind="option")
+        if isinstance(max_pending, bool) or not isinstance(max_pending, int) or max_pending < 1:
+            raise UsageError(f"max_pending={max_pending!r} must be a whole number, 1 or more", kind="option")
         if on_busy not in ("wait", "skip", "replace"):
             raise UsageError(f"on_busy={on_busy!r} must be 'wait', 'skip' or 'replace'", kind="option")
         self._max_pending = max_pending
         self._on_busy = on_busy
         self._changed = threading.Condition()
-        self._jobs: deque[tuple[SaveHandle, Job, Callable[[], None]]] = deque()
+        self._entries: deque[_Entry] = deque()
         self._reserved = 0
-        self._running: SaveHandle | None = None
         self._thread: threading.Thread | None = None
+        self._busy: int | None = None  # the identity of the thread that is making a save
         self._closed = False
+
+    @property
+    def inside(self) -> bool:
+        """Whether the caller is a part of a save itself: a hook, which must not wait for its own end."""
+        return self._busy == threading.get_ident()
 
     def reserve(self, step: int) -> None:
         """Takes a place for one save, to be filled by `submit` or given back by `cancel`.
 
-        Raises SaveNotDoneError (kind `skipped`) where the policy says so, `closed` after `close`.
+        Raises SaveNotDoneError (kind `skipped`) where the policy says so, `closed` after `close`; UsageError
+        in a hook of a save.
         """
-        with self._changed:
-            while self._pending() >= self._max_pending and not self._closed:
-                if self._on_busy == "skip":
-                    raise SaveNotDoneError(
-                        f"the save of step {step} was skipped: {self._pending()} saves are still being written",
-                        step=step,
-                    )
-                if self._on_busy == "replace" and self._jobs:
-                    handle, _, release = self._jobs.popleft()
-                    release()
-                    handle.fail(
-                        SaveNotDoneError(
-                            f"the save of step {handle.step} was replaced by that of step {step}",
-                            kind="replaced",
-                            step=handle.step,
+        self._refuse_inside(step)
+        replaced: list[_Entry] = []
+        try:
+            with self._changed:
+                while self._pending() >= self._max_pending and not self._closed:
+                    if self._on_busy == "skip":
+                        raise SaveNotDoneError(
+                            f"the save of step {step} was skipped: {self._pending()} are still being written",
+                            step=step,
                         )
-                    )
-                    continue
-                self._changed.wait()
-            if self._closed:
-                raise SaveNotDoneError("the manager is closed: open a new one to save", kind="closed", step=step)
-            self._reserved += 1
+                    if self._on_busy == "replace" and self._entries:
+                        replaced.append(self._entries.popleft())
+                        continue
+                    self._changed.wait()
+                self._refuse_closed(step)
+                self._reserved += 1
+        finally:  # not under the lock: whoever waits for a handle may use the queue
+            for entry in replaced:
+                _give_up(entry, step)
 
     def cancel(self) -> None:
         """Gives a reserved place back."""
@@ -118,16 +138,40 @@ class SaveQueue:
         """Fills a reserved place. `release` is called when what was staged is no longer needed."""
         with self._changed:
             self._reserved -= 1
-            self._jobs.append((handle, job, release))
-            if self._thread is None:
-                # Daemonic, so that a stuck disk cannot keep the interpreter alive; `close` waits for it.
-                self._thread = threading.Thread(target=self._work, name="ckpt-save", daemon=True)
-                self._thread.start()
-            self._changed.notify_all()
+            self._entries.append(_Entry(handle, job, release))
+            if self._thread is not None:
+                return
+            # Daemonic, so that a stuck disk cannot keep the interpreter alive; `close` waits for it.
+            self._thread = thread = threading.Thread(target=self._work, name="ckpt-save", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # no threads left, or the interpreter is shutting down
+            _log.warning(
+                "the save of step %d is made at once, on the caller's thread: %s", handle.step, error
+            )
+            self._work()
+
+    def run(self, handle: SaveHandle, job: Job) -> None:
+        """Runs a job on the calling thread, when all that are pending have ended; nothing is skipped for it.
+
+        Raises SaveNotDoneError (`closed`); UsageError in a hook of a save.
+        """
+        self._refuse_inside(handle.step)
+        with self._changed:
+            while self._pending():
+                self._changed.wait()
+            self._refuse_closed(handle.step)
+            self._busy = threading.get_ident()
+        try:
+            job(handle)
+        finally:
+            with self._changed:
+                self._busy = None
+                self._changed.notify_all()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Waits until nothing is pending; False after `timeout` seconds. Returns at once on the save thread."""
-        if threading.current_thread() is self._thread:
+        """Waits until nothing is pending; False after `timeout` seconds, and at once in a hook of a save."""
+        if self.inside:
             return False
         deadline = None if timeout is None else clock.monotonic() + timeout
         with self._changed:
@@ -139,33 +183,61 @@ class SaveQueue:
         return True
 
     def close(self) -> None:
-        """Waits for what is pending and ends the thread. Further saves are refused."""
-        self.wait()
+        """Refuses further saves and waits for those that are pending. May be repeated."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        if self._thread is not None and threading.current_thread() is not self._thread:
-            self._thread.join()
+        self.wait()
 
     def _pending(self) -> int:
-        return self._reserved + len(self._jobs) + (self._running is not None)
+        return self._reserved + len(self._entries) + (self._busy is not None)
+
+    def _refuse_inside(self, step: int) -> None:
+        if self.inside:
+            raise UsageError(
+                f"the save of step {step} was asked for by a hook of another save, which would wait for its "
+                "own end: call context.request_save() in a hook of a training event instead",
+                kind="nested",
+                step=step,
+            )
+
+    def _refuse_closed(self, step: int) -> None:
+        if self._closed:
+            raise SaveNotDoneError(
+                f"the save of step {step} was not made: the manager is closed; open a new one",
+                kind="closed",
+                step=step,
+            )
 
     def _work(self) -> None:
         while True:
             with self._changed:
-                while not self._jobs and not self._closed:
-                    self._changed.wait()
-                if not self._jobs:
+                if not self._entries:
+                    self._thread = None
                     return
-                handle, job, release = self._jobs.popleft()
-                self._running = handle
+                entry = self._entries.popleft()
+                self._busy = threading.get_ident()
             try:
-                job(handle)
+                entry.job(entry.handle)
             except BaseException as error:
-                if not handle.done():
-                    handle.fail(error)
+                # A hook that ends the process (SystemExit) ends nothing from here.
+                _log.exception("the save of step %d ended with an unexpected error", entry.handle.step)
+                if not entry.handle.done():
+                    entry.handle.fail(error)
             finally:
-                release()
+                entry.release()
+                del entry  # what it refers to need not live until the next one comes
                 with self._changed:
-                    self._running = None
+                    self._busy = None
                     self._changed.notify_all()
+
+
+def _give_up(entry: _Entry, step: int) -> None:
+    entry.release()
+    error = SaveNotDoneError(
+        f"the save of step {entry.handle.step} was replaced by that of step {step}",
+        kind="replaced",
+        step=entry.handle.step,
+    )
+    _log.warning("%s", error)
+    entry.handle.fail(error)

@@ -1,34 +1,37 @@
-"""What happens to a staged state in the background: hooks, commit, catalog, hooks again, retention."""
+"""What happens to a staged state: hooks, commit, catalog, hooks again. What is deleted then is `retaining`'s.
+
+Up to the commit anything may go wrong, and then there is no checkpoint and the handle says why. After it
+nothing may: the checkpoint stands, and what fails is told apart from a failed save.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from ckpt_core import clock
 from ckpt_core.config import provenance
-from ckpt_core.errors import CkptError, SaveNotDoneError
+from ckpt_core.errors import CkptError, SaveNotDoneError, StoreError
 from ckpt_core.format.documents import Manifest
-from ckpt_core.hooks import HookContext, HookEvent, HookManager
-from ckpt_core.model import Attempt, Checkpoint, Decision, Snapshot
+from ckpt_core.hooks import HookContext, HookEvent, HookManager, HookOutcome
+from ckpt_core.maintenance.rewriting import rebased
+from ckpt_core.model import Attempt, Checkpoint, Snapshot
 from ckpt_core.pipeline.queue import SaveHandle
-from ckpt_core.pipeline.resolve import Mode, best_first
 from ckpt_core.pipeline.workspace import Workspace
-from ckpt_core.policies import RetentionContext, RetentionPolicy, decide
-from ckpt_core.repository import Draft
+from ckpt_core.repository import Committed, Draft, layout
 
 __all__ = ["SaveRequest", "Saver"]
 
 _log = logging.getLogger("ckpt_core.save")
+_STALE_SECONDS = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class SaveRequest:
     """One save, as it was asked for."""
 
-    snapshot: Snapshot
     step: int
     attempt: Attempt
     metrics: dict[str, float]
@@ -36,75 +39,63 @@ class SaveRequest:
     reason: str | None
 
 
-@dataclass(slots=True)
+@dataclass
 class Saver:
-    """Makes checkpoints of one experiment. Called by one thread at a time."""
+    """Makes checkpoints of one experiment. Called by one thread at a time.
+
+    `flush_metrics` makes the metric series durable; `is_best` and `retain` are asked about each new
+    checkpoint.
+    """
 
     workspace: Workspace
     experiment: str
     hooks: HookManager
-    metric: str | None
-    mode: Mode
-    retention: Sequence[RetentionPolicy]
     flush_metrics: Callable[[], object]
-    base: Manifest | None = None
-    """The manifest whose chunks need not be written again."""
+    is_best: Callable[[Checkpoint], bool]
+    retain: Callable[[Checkpoint], object]
     failures: list[tuple[int, BaseException]] = field(default_factory=list)
+    """(step, error) of each save that failed: there is no checkpoint."""
+    unfinished: list[tuple[int, BaseException]] = field(default_factory=list)
+    """(step, error) where the checkpoint stands, but something that follows a save failed."""
+    _base: Manifest | None = None
+    _parent: str | None = None
+    _swept: bool = False
 
-    def run(self, request: SaveRequest, handle: SaveHandle) -> None:
-        """Makes the checkpoint and settles the handle; what follows a commit cannot undo it."""
+    def begin(self, base: Manifest | None, parent: str | None) -> None:
+        """An attempt begins: the chunks of `base`, which may be anybody's, need not be written again."""
+        self._base, self._parent = base, parent
+
+    def run(self, request: SaveRequest, snapshot: Snapshot, handle: SaveHandle) -> None:
+        """Makes the checkpoint and settles the handle. Raises only what is no Exception."""
         try:
-            checkpoint = self._commit(request)
+            checkpoint = self._save(request, snapshot)
         except SaveNotDoneError as error:
             _log.warning("%s", error)
             self.workspace.audit("save", self.experiment, error.kind, step=request.step, reason=str(error))
             handle.fail(error)
             return
         except BaseException as error:
-            self._failed(request, error)
-            handle.fail(error)
+            self.fail(request, error, handle)
             if not isinstance(error, Exception):
                 raise
             return
         handle.succeed(checkpoint)
         self._follow_up(request, checkpoint)
 
-    def retain(self, lineage: str, protect: Sequence[str] = ()) -> list[Decision]:
-        """Applies the retention policies to one lineage; returns every decision with its reasons."""
-        decisions = self.decisions(lineage)
-        doomed = [d for d in decisions if not d.keep and d.checkpoint.id not in protect]
-        gone = []
-        for decision in doomed:
-            checkpoint = decision.checkpoint
-            outcome = self._fire(HookEvent.BEFORE_DELETE, checkpoint, reason="; ".join(decision.reasons))
-            if outcome.vetoed:
-                _log.warning("step %d is kept: %s", checkpoint.step, "; ".join(outcome.reasons))
-                continue
-            gone.append(checkpoint)
-        if not gone:
-            return decisions
-        packs = {name for c in gone for name, _ in self.workspace.repository.read(c.key).packs}
-        self.workspace.forget(gone)
-        self.workspace.prune(self.workspace.plan_prune(only=sorted(packs)))
-        for checkpoint in gone:
-            _log.info("deleted checkpoint %s (step %d)", checkpoint.id, checkpoint.step)
-            self._fire(HookEvent.AFTER_DELETE, checkpoint)
-        return decisions
+    def fail(self, request: SaveRequest, error: BaseException, handle: SaveHandle) -> None:
+        """Tells everybody that there is no checkpoint: log, audit trail, SAVE_FAILED, and last the handle."""
+        try:
+            _log.error("the save of step %d failed: %s", request.step, str(error) or type(error).__name__)
+            self.failures.append((request.step, error))
+            self.workspace.audit("save", self.experiment, "failed", step=request.step, reason=str(error))
+            self._fire(HookEvent.SAVE_FAILED, request, error=error)
+        except CkptError as second:  # a hook that raises has its say in the log; the save's own error stays
+            _log.error("and what follows a failed save failed too: %s", second)
+        finally:
+            handle.fail(error)
 
-    def decisions(self, lineage: str) -> list[Decision]:
-        """What retention would do to one lineage now, without doing it."""
-        checkpoints = self.workspace.index.lineage(self.experiment, lineage)
-        return decide(self.retention, checkpoints, RetentionContext(clock.now(), self.metric, self.mode))
-
-    def _commit(self, request: SaveRequest) -> Checkpoint:
-        outcome = self._fire(
-            HookEvent.BEFORE_SAVE,
-            None,
-            step=request.step,
-            attempt=request.attempt,
-            metrics=request.metrics,
-            reason=request.reason,
-        )
+    def _save(self, request: SaveRequest, snapshot: Snapshot) -> Checkpoint:
+        outcome = self._fire(HookEvent.BEFORE_SAVE, request)
         if outcome.vetoed:
             raise SaveNotDoneError(
                 f"the save of step {request.step} was vetoed by {'; '.join(outcome.reasons)}",
@@ -112,19 +103,9 @@ class Saver:
                 step=request.step,
             )
         self.flush_metrics()
-        draft = Draft(
-            experiment=self.experiment,
-            step=request.step,
-            attempt=request.attempt,
-            metrics=request.metrics,
-            writer={**provenance(), **({"reason": request.reason} if request.reason else {})},
-            parent=self._parent(request.attempt),
-        )
-        committed = self.workspace.repository.commit(request.snapshot, draft, base=self.base)
-        self.base = committed.manifest
-        checkpoint = committed.checkpoint(tags=request.tags)
-        for tag in request.tags:
-            self.workspace.references.set_tag(self.experiment, tag, checkpoint.id)
+        committed = self._commit(request, snapshot)
+        self._base, self._parent = committed.manifest, committed.manifest.id
+        checkpoint = committed.checkpoint(tags=self._tagged(request, committed.manifest.id))
         self.workspace.index.tell(lambda catalog: catalog.put_checkpoint(checkpoint, committed.packs))
         self.workspace.audit("save", checkpoint.id, "done", experiment=self.experiment, step=request.step)
         _log.info(
@@ -133,38 +114,98 @@ class Saver:
         )  # fmt: skip
         return checkpoint
 
-    def _parent(self, attempt: Attempt) -> str | None:
-        if self.base is None or self.base.attempt.lineage != attempt.lineage:
-            return None
-        return self.base.id
+    def _commit(self, request: SaveRequest, snapshot: Snapshot) -> Committed:
+        """A checkpoint all of whose packs stood in their places after it was published.
 
-    def _follow_up(self, request: SaveRequest, checkpoint: Checkpoint) -> None:
-        """Nothing here can make the save fail: it is durable, and the handle has said so."""
-        try:
-            self._fire(HookEvent.AFTER_SAVE, checkpoint, reason=request.reason)
-            if self._is_best(checkpoint):
-                self._fire(HookEvent.NEW_BEST, checkpoint)
-            if self.retention:
-                self.retain(checkpoint.attempt.lineage, protect=(checkpoint.id,))
-        except CkptError as error:
-            _log.error("step %d is saved, but what follows a save failed: %s", checkpoint.step, error)
-            self.failures.append((checkpoint.step, error))
-
-    def _is_best(self, checkpoint: Checkpoint) -> bool:
-        if self.metric is None or self.metric not in checkpoint.metrics:
-            return False
-        lineage = self.workspace.index.lineage(self.experiment, checkpoint.attempt.lineage)
-        return best_first(lineage, self.metric, self.mode)[0].id == checkpoint.id
-
-    def _failed(self, request: SaveRequest, error: BaseException) -> None:
-        _log.error("the save of step %d failed: %s", request.step, error)
-        self.failures.append((request.step, error))
-        self.workspace.audit("save", self.experiment, "failed", step=request.step, reason=str(error))
-        self._fire(
-            HookEvent.SAVE_FAILED, None, step=request.step, attempt=request.attempt, error=error, reason=request.reason
+        Prune takes a pack away and then looks for new manifests; a save publishes its manifest and then
+        looks for the packs. So one of the two notices the other, whatever the order.
+        """
+        repository = self.workspace.repository
+        draft = Draft(
+            experiment=self.experiment,
+            step=request.step,
+            attempt=request.attempt,
+            metrics=request.metrics,
+            writer={**self._provenance, **({"reason": request.reason} if request.reason else {})},
+            parent=self._parent,
+        )
+        base = rebased(repository, self._base) if self._base is not None else None
+        for _ in range(3):
+            committed = repository.commit(snapshot, draft, base=base)
+            gone = self._gone(committed)
+            if not gone:
+                return committed
+            _log.warning("packs vanished during a commit, which is made again: %s", ", ".join(gone))
+            repository.forget(committed.key)
+            base = None
+        raise StoreError(
+            "packs kept vanishing while a checkpoint was written; is a prune running?", kind="race"
         )
 
-    def _fire(self, event: HookEvent, checkpoint: Checkpoint | None, **facts: Any) -> Any:
-        if checkpoint is not None:
-            facts = {"step": checkpoint.step, "attempt": checkpoint.attempt, "metrics": checkpoint.metrics, **facts}
-        return self.hooks.fire(HookContext(event, experiment=self.experiment, checkpoint=checkpoint, **facts))
+    def _gone(self, committed: Committed) -> list[str]:
+        store = self.workspace.repository.store
+        try:
+            return [name for name, _ in committed.packs if not store.exists(layout.pack_key(name))]
+        except StoreError as error:  # the checkpoint is durable; that nobody pruned meanwhile is likely
+            _log.warning("it could not be checked that nothing was pruned during a save: %s", error)
+            return []
+
+    @cached_property
+    def _provenance(self) -> dict[str, Any]:
+        # Once: what is checked out later is not the code that runs.
+        return provenance()
+
+    def _tagged(self, request: SaveRequest, checkpoint: str) -> tuple[str, ...]:
+        """Sets the tags that the save asked for; returns those that were set."""
+        done = []
+        for tag in sorted(set(request.tags)):
+            try:
+                self.workspace.references.set_tag(self.experiment, tag, checkpoint)
+                done.append(tag)
+            except CkptError as error:
+                self._note(request.step, f"it could not be tagged {tag!r}", error)
+        return tuple(done)
+
+    def _follow_up(self, request: SaveRequest, checkpoint: Checkpoint) -> None:
+        """Each part for itself: a hook that raises must not keep old checkpoints from being deleted."""
+        parts: tuple[tuple[str, Callable[[], object]], ...] = (
+            ("a hook on AFTER_SAVE failed", lambda: self._fire(HookEvent.AFTER_SAVE, request, checkpoint)),
+            ("NEW_BEST could not be told", lambda: self._tell_best(request, checkpoint)),
+            ("old checkpoints could not be deleted", lambda: self.retain(checkpoint)),
+            ("leftovers could not be swept", self._sweep),
+        )
+        for what, part in parts:
+            try:
+                part()
+            except Exception as error:
+                self._note(request.step, what, error)
+
+    def _tell_best(self, request: SaveRequest, checkpoint: Checkpoint) -> None:
+        if self.is_best(checkpoint):
+            self._fire(HookEvent.NEW_BEST, request, checkpoint)
+
+    def _sweep(self) -> None:
+        """Once in a process, since it walks all of the store: what killed writers left behind."""
+        if not self._swept:
+            self._swept = True
+            self.workspace.repository.store.sweep(_STALE_SECONDS)
+
+    def _note(self, step: int, what: str, error: Exception) -> None:
+        unexpected = None if isinstance(error, CkptError) else error
+        _log.error("step %d is saved, but %s: %s", step, what, error, exc_info=unexpected)
+        self.unfinished.append((step, error))
+
+    def _fire(
+        self, event: HookEvent, request: SaveRequest, checkpoint: Checkpoint | None = None, **facts: Any
+    ) -> HookOutcome:
+        context = HookContext(
+            event,
+            experiment=self.experiment,
+            step=request.step,
+            attempt=request.attempt,
+            checkpoint=checkpoint,
+            metrics=request.metrics,
+            reason=request.reason,
+            **facts,
+        )
+        return self.hooks.fire(context)

@@ -3,50 +3,56 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Collection, Sequence
+from pathlib import Path
 
-from ckpt_core.errors import StoreError
-from ckpt_core.maintenance.prune import Pruned, PrunePlan, execute_prune, plan_prune
-from ckpt_core.maintenance.reindex import ReindexReport, reindex
+from ckpt_core.errors import CorruptionError, NotFoundError, ObjectNotFoundError, StoreError
+from ckpt_core.maintenance.census import Census
+from ckpt_core.maintenance.prune import Pruned, PrunePlan, execute_prune, plan_prune, plan_reclaim
+from ckpt_core.maintenance.reindex import ReindexReport
 from ckpt_core.maintenance.verify import Progress, VerifyReport, verify
 from ckpt_core.model import Checkpoint
 from ckpt_core.pipeline.index import Index
+from ckpt_core.pipeline.resolve import check_tag
 from ckpt_core.repository import MetricSegments, References, Repository
+from ckpt_core.repository.layout import trash_key
 from ckpt_core.stores import LocalStore, Store, open_store
 
 __all__ = ["Workspace"]
 
 
-@dataclass(slots=True)
 class Workspace:
-    """A store with its repository, references, metric segments and catalog."""
+    """A store with its repository, references, metric segments and catalog. Thread-safe."""
 
-    repository: Repository
-    references: References
-    segments: MetricSegments
-    index: Index
+    def __init__(self, repository: Repository, url: str, file: Path | None) -> None:
+        self.repository = repository
+        self.references = References(repository.store)
+        self.segments = MetricSegments(repository.store)
+        self.index = Index(repository, self.segments, url, file)
+        self._pruning = threading.Lock()
+        self._census: Census | None = None
 
     @classmethod
-    def open(cls, root: str | os.PathLike[str] | Store, *, catalog: str | None = None, create: bool = False) -> Workspace:
+    def open(
+        cls, root: str | os.PathLike[str] | Store, *, catalog: str | None = None, create: bool = False
+    ) -> Workspace:
         """Opens the store at a path or URL; `create` makes it where there is none.
 
         `catalog` is a SQLAlchemy URL; left out, the catalog is SQLite inside a local store. Raises
         NotFoundError (kind `store`), StoreError, FormatError, CorruptionError.
         """
         store = open_store(root)
-        repository = Repository.open(store, create=create)
-        references = References(store)
-        url = catalog or _default_catalog(store)
-        return cls(repository, references, MetricSegments(store), Index(repository, references, url))
+        url, file = (catalog, None) if catalog is not None else _default_catalog(store)
+        return cls(Repository.open(store, create=create), url, file)
 
     def tag(self, checkpoint: Checkpoint, tag: str) -> None:
-        """Points a tag of the checkpoint's experiment to it. Durable when this returns."""
-        self.references.set_tag(checkpoint.experiment, tag, checkpoint.id)
+        """Points a tag of the checkpoint's experiment to it. Durable when this returns. Raises UsageError."""
+        self.references.set_tag(checkpoint.experiment, check_tag(tag), checkpoint.id)
         self.index.synchronise(checkpoint.experiment)
 
     def untag(self, experiment: str, tag: str) -> None:
-        """Removes a tag."""
+        """Removes a tag; one that is not there is no error."""
         self.references.remove_tag(experiment, tag)
         self.index.synchronise(experiment)
 
@@ -60,46 +66,80 @@ class Workspace:
         self.references.unpin(checkpoint.experiment, checkpoint.id)
         self.index.synchronise(checkpoint.experiment)
 
-    def forget(self, checkpoints: Sequence[Checkpoint]) -> None:
-        """Moves their manifests to the trash; `prune` reclaims the bytes."""
-        for checkpoint in checkpoints:
-            self.repository.forget(checkpoint.key)
-        self.index.tell(lambda catalog: catalog.forget_checkpoints([c.id for c in checkpoints]))
-        for checkpoint in checkpoints:
-            self.audit("forget", checkpoint.id, "done", experiment=checkpoint.experiment, step=checkpoint.step)
+    def forget(self, checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+        """Moves their manifests to the trash; `prune` reclaims the bytes. Returns those that were there.
 
-    def plan_prune(self, *, only: Sequence[str] | None = None) -> PrunePlan:
-        """What a prune would do; nothing is changed."""
-        self.index.synchronise()
-        return plan_prune(self.repository, packs_of=self.index.packs_of(), only=only)
+        Raises StoreError; those before are then forgotten, and known to be.
+        """
+        gone: list[Checkpoint] = []
+        try:
+            for checkpoint in checkpoints:
+                try:
+                    self.repository.forget(checkpoint.key)
+                except ObjectNotFoundError:  # forgotten by somebody else meanwhile
+                    continue
+                gone.append(checkpoint)
+        finally:
+            if gone:
+                self.index.tell(lambda catalog: catalog.forget_checkpoints([c.id for c in gone]))
+            for checkpoint in gone:
+                facts = {"experiment": checkpoint.experiment, "step": checkpoint.step}
+                self.audit("forget", checkpoint.id, "done", **facts)
+        return gone
+
+    def plan_prune(self) -> PrunePlan:
+        """What a prune would do; nothing is changed. Reads every manifest. Raises CorruptionError."""
+        return plan_prune(self.repository)
 
     def prune(self, plan: PrunePlan) -> Pruned:
-        """Does what the plan says."""
-        pruned = execute_prune(self.repository, plan)
+        """Does what the plan says. Raises StoreError, CorruptionError."""
+        with self._pruning:
+            self._census = None
+            pruned = execute_prune(self.repository, plan)
         self.audit("prune", self.repository.store.url, "done", freed=pruned.freed, packs=pruned.packs)
         return pruned
 
+    def reclaim(
+        self, forgotten: Sequence[Checkpoint], standing: Collection[str], references: Sequence[str]
+    ) -> Pruned:
+        """Prunes what only these forgotten checkpoints needed, at a cost that does not grow with the store.
+
+        `standing` are the keys of all manifests that are left, `references` those of the tags and pins of
+        the forgotten. Raises StoreError, CorruptionError.
+        """
+        repository = self.repository
+        with self._pruning:
+            census, self._census = self._census, None  # kept only if all goes well
+            if census is not None:
+                try:
+                    census.update(standing)
+                except (NotFoundError, CorruptionError):  # somebody else has pruned
+                    census = None
+            if census is None:
+                census = Census.take(repository)
+            plan = plan_reclaim(repository, census, [trash_key(c.key) for c in forgotten], references)
+            pruned = execute_prune(repository, plan, census=census, sweep=False)
+            self._census = census
+        self.audit("prune", repository.store.url, "done", freed=pruned.freed, packs=pruned.packs)
+        return pruned
+
     def verify(
-        self, checkpoints: Sequence[Checkpoint] | None = None, *, read_data: bool = True, progress: Progress | None = None
+        self,
+        checkpoints: Sequence[Checkpoint] | None = None,
+        *,
+        read_data: bool = True,
+        progress: Progress | None = None,
     ) -> VerifyReport:
-        """Checks these checkpoints, or every byte of the store. Damage is reported and recorded, not raised."""
+        """Checks these checkpoints, or every byte of the store. Damage is reported and recorded."""
         keys = None if checkpoints is None else [c.key for c in checkpoints]
         report = verify(self.repository, keys=keys, read_data=read_data, progress=progress)
-        outcome = "ok" if report.ok else "damaged"
-        detail = {"problems": [problem.detail for problem in report.problems[:5]]}
-        ids = [None] if checkpoints is None else [c.id for c in checkpoints]
-        for checkpoint in ids:
-            hurt = outcome if checkpoint is None or checkpoint in report.damaged else "ok"
-            self.index.tell(
-                lambda catalog, c=checkpoint, o=hurt: catalog.record_check(
-                    c, "full" if read_data else "headers", o, detail if o != "ok" else {}, report.bytes_read
-                )
-            )
+        for checkpoint in [None] if checkpoints is None else [c.id for c in checkpoints]:
+            self._record(report, checkpoint)
         return report
 
     def reindex(self) -> ReindexReport:
         """Builds the catalog anew from the store. Raises CatalogError where it cannot be written."""
-        report = reindex(self.repository, self.references, self.segments, self.index.catalog())
+        report = self.index.reindex()
         self.audit("reindex", self.repository.store.url, "done", checkpoints=report.checkpoints)
         return report
 
@@ -107,15 +147,29 @@ class Workspace:
         """Adds to the audit trail of the catalog, if it is there."""
         self.index.tell(lambda catalog: catalog.audit(event, subject, outcome, detail))
 
+    def _record(self, report: VerifyReport, checkpoint: str | None) -> None:
+        hurt = not report.ok if checkpoint is None else checkpoint in report.damaged
+        kind = "full" if report.read_data else "headers"
+        outcome = "damaged" if hurt else "ok"
+        detail = {"problems": [problem.detail for problem in report.problems[:5]]} if hurt else {}
+        self.index.tell(
+            lambda catalog: catalog.record_check(checkpoint, kind, outcome, detail, report.bytes_read)
+        )
+
     def close(self) -> None:
         """Closes the catalog and the store."""
         self.index.close()
         self.repository.store.close()
 
 
-def _default_catalog(store: Store) -> str:
+def _default_catalog(store: Store) -> tuple[str, Path | None]:
+    """URL of the catalog, and the file if it is one."""
     if isinstance(store, LocalStore):
-        return f"sqlite:///{store.root / 'catalog.db'}"
-    if store.url.startswith("memory:"):
-        return "sqlite://"
-    raise StoreError(f"name a catalog for {store.url}, as catalog='sqlite:////path/to/catalog.db'", kind="catalog")
+        file = store.root / "catalog.db"
+        if "?" not in str(file):  # where the path of such a URL ends
+            return f"sqlite:///{file}", file
+    elif store.url.startswith("memory:"):
+        return "sqlite://", None
+    raise StoreError(
+        f"name a catalog for {store.url}, as catalog='sqlite:////path/to/catalog.db'", kind="catalog"
+    )

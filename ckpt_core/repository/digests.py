@@ -6,7 +6,7 @@ import hashlib
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future
 from queue import SimpleQueue
 
@@ -21,14 +21,17 @@ _THREADS = max(1, min(4, os.cpu_count() or 1))
 
 
 def digest_of(data: Buffer) -> str:
-    """The digest of a chunk as the format writes it. Releases the interpreter's lock for all but tiny ones."""
+    """The digest of a chunk as the format writes it. Lets other threads run for all but tiny ones."""
     return digest_text(hashlib.sha256(data.data).digest())
 
 
-def digest_in_order(pieces: Iterable[Piece], threads: int = _THREADS) -> Iterator[tuple[Piece, str]]:
+def digest_in_order(
+    pieces: Iterable[Piece], threads: int = _THREADS
+) -> Generator[tuple[Piece, str], None, None]:
     """Each piece with its digest. While the caller writes one, the next few are being hashed.
 
-    Plain threads rather than an executor: a save must still finish while the interpreter shuts down.
+    Whoever does not exhaust it closes it, so that its threads end. Plain threads rather than an executor:
+    a save must still finish while the interpreter shuts down.
     """
     jobs: SimpleQueue[tuple[Buffer, Future[str]] | None] = SimpleQueue()
     workers: list[threading.Thread] = []
@@ -40,8 +43,9 @@ def digest_in_order(pieces: Iterable[Piece], threads: int = _THREADS) -> Iterato
                 future.set_result(digest_of(piece.data))
             else:
                 if len(workers) < threads:
-                    workers.append(threading.Thread(target=_work, args=(jobs,), name="ckpt-digest", daemon=True))
-                    workers[-1].start()
+                    worker = threading.Thread(target=_work, args=(jobs,), name="ckpt-digest", daemon=True)
+                    workers.append(worker)
+                    worker.start()
                 jobs.put((piece.data, future))
             pending.append((piece, future))
             while len(pending) > 2 * threads:

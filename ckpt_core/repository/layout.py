@@ -7,8 +7,30 @@ from typing import NamedTuple
 from ckpt_core import ids
 from ckpt_core.format.names import encode_name
 
-__all__ = ["FORWARD_SUFFIX", "ManifestKey", "forward_key", "manifest_key", "pack_key", "pack_name",
-           "parse_manifest_key", "trash_key"]  # fmt: skip
+__all__ = [
+    "DOCUMENT_LIMIT",
+    "FORWARD_SUFFIX",
+    "MANIFESTS",
+    "METRICS",
+    "PACKS",
+    "REFERENCES",
+    "STORE_DOCUMENT",
+    "TRASH",
+    "ManifestKey",
+    "ReferenceKey",
+    "forward_key",
+    "manifest_key",
+    "pack_key",
+    "pack_name",
+    "parse_manifest_key",
+    "parse_reference_key",
+    "reference_key",
+    "segment_key",
+    "trash_key",
+]
+
+DOCUMENT_LIMIT = 1 << 30
+"""Bytes of a document, over which it is not read."""
 
 STORE_DOCUMENT = "store.json"
 MANIFESTS = "checkpoints"
@@ -42,6 +64,34 @@ def parse_manifest_key(key: str) -> ManifestKey | None:
     if not (step.isdecimal() and step.isascii() and len(step) >= 12 and ids.is_ulid(checkpoint)):
         return None
     return ManifestKey(key, parts[1], int(step), checkpoint)
+
+
+class ReferenceKey(NamedTuple):
+    """A reference's key taken apart. `folder` and `name` are as `encode_name` writes them."""
+
+    key: str
+    folder: str
+    kind: str
+    name: str
+
+
+def reference_key(experiment: str, kind: str, name: str) -> str:
+    """`refs/<experiment>/<kind>/<name>.json`."""
+    return f"{REFERENCES}/{encode_name(experiment)}/{kind}/{encode_name(name)}.json"
+
+
+def parse_reference_key(key: str) -> ReferenceKey | None:
+    """The parts of a tag's or pin's key; None for any other object."""
+    parts = key.split("/")
+    if len(parts) != 4 or parts[0] != REFERENCES or parts[2] not in ("tags", "pins"):
+        return None
+    name = parts[3].removesuffix(".json")
+    return ReferenceKey(key, parts[1], parts[2], name) if name != parts[3] else None
+
+
+def segment_key(experiment: str, attempt: int) -> str:
+    """`metrics/<experiment>/<6-digit attempt>-<new id>.json`."""
+    return f"{METRICS}/{encode_name(experiment)}/{attempt:06d}-{ids.new_ulid()}.json"
 
 
 def trash_key(key: str) -> str:

@@ -7,13 +7,13 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Literal, NoReturn
+from typing import Literal
 
 import numpy as np
 
-from ckpt_core.errors import CorruptionError, FormatError, ObjectNotFoundError
-from ckpt_core.format.documents import Chunk, Forward, Manifest
-from ckpt_core.format.pack import read_header
+from ckpt_core.errors import CorruptionError, ObjectNotFoundError
+from ckpt_core.format.documents import Chunk, Forward, Manifest, PackRecord
+from ckpt_core.format.header import read_header
 from ckpt_core.format.sealed import unseal
 from ckpt_core.model import Buffer, TensorSpec
 from ckpt_core.repository import layout
@@ -21,32 +21,25 @@ from ckpt_core.repository.digests import digest_of
 from ckpt_core.stores import ObjectReader, Store
 from ckpt_core.tree import dtypes
 
-__all__ = ["ChunkReader", "Verify", "check_manifest"]
+__all__ = ["ChunkReader", "Verify", "read_forward"]
 
 Verify = Literal["full", "lazy", "off"]
 """`full`: every byte read, and the headers of the packs it is in; `lazy`: every byte read; `off`: none."""
 
 _PARALLEL = 4 << 20
+_FORWARDS = 100  # a chain of rewritten packs that is longer leads nowhere
 _THREADS = max(1, min(8, os.cpu_count() or 1))
 
 
-def check_manifest(manifest: Manifest, where: str) -> None:
-    """Raises CorruptionError where a manifest, though intact, contradicts itself; FormatError where it
-    holds what this version cannot read."""
-    for index, tensor in enumerate(manifest.tensors):
-        try:
-            size = dtypes.nbytes(TensorSpec(tensor.dtype, tensor.shape))
-        except OverflowError:
-            size = -1
-        if len(tensor.shards) != 1 or tensor.shards[0].offset is not None:
-            raise FormatError(f"{where} holds a tensor in several shards: upgrade ckpt-core", kind="sharded", key=where)
-        chunks = tensor.shards[0].chunks
-        if size < 0 or len(chunks) != -(-size // manifest.chunk_bytes):
-            raise CorruptionError(f"{where} is damaged: tensor {index} has too few or too many chunks", key=where)
-        for number, chunk in enumerate(chunks):
-            length = min(manifest.chunk_bytes, size - number * manifest.chunk_bytes)
-            if chunk.pack >= len(manifest.packs) or chunk.offset + length > manifest.packs[chunk.pack].size:
-                raise CorruptionError(f"{where} is damaged: a chunk of tensor {index} lies outside its pack", key=where)
+def read_forward(store: Store, pack: str) -> Forward:
+    """Where the chunks of a rewritten pack have gone. Raises ObjectNotFoundError, CorruptionError."""
+    key = layout.forward_key(pack)
+    document = unseal(store.get(key, limit=layout.DOCUMENT_LIMIT), Forward, key)
+    if document.pack != pack:
+        raise CorruptionError(
+            f"{key} is that of another pack: it was moved or copied", kind="document", key=key
+        )
+    return document
 
 
 class ChunkReader:
@@ -58,7 +51,7 @@ class ChunkReader:
         self._verify = verify
         self._lock = threading.Lock()
         self._stack = ExitStack()
-        self._open: dict[str, ObjectReader] = {}
+        self._open: dict[str, ObjectReader | None] = {}
         self._forwards: dict[str, dict[int, tuple[str, int]]] = {}
 
     def close(self) -> None:
@@ -109,20 +102,22 @@ class ChunkReader:
 
     def check_headers(self, indices: Iterable[int] | None = None) -> None:
         """Checks the headers of the packs that these tensors (or all) lie in. Raises CorruptionError."""
-        chosen = self.manifest.tensors if indices is None else [self.manifest.tensors[i] for i in set(indices)]
-        numbers = {chunk.pack for tensor in chosen for shard in tensor.shards for chunk in shard.chunks}
-        for number in sorted(numbers):
-            record = self.manifest.packs[number]
-            found = self._pack(record.name)
-            if found is None:
-                for target in sorted({name for name, _ in self._forward(record.name).values()}):
-                    reader = self._required(target)
-                    read_header(reader.read, reader.size, layout.pack_key(target))
-                continue
-            header = found.read(0, record.header_size)
-            if found.size != record.size or digest_of(header) != record.header:
-                self._corrupt("header", f"the header or size of pack {record.name} is not what was written",
-                              key=layout.pack_key(record.name))  # fmt: skip
+        tensors = self.manifest.tensors
+        chosen = tensors if indices is None else [tensors[i] for i in set(indices)]
+        chunks = [chunk for tensor in chosen for shard in tensor.shards for chunk in shard.chunks]
+        for name, number in sorted({(self._locate(chunk)[0], chunk.pack) for chunk in chunks}):
+            self._check_header(name, self.manifest.packs[number])
+
+    def _check_header(self, name: str, record: PackRecord) -> None:
+        pack = self._required(name)
+        if name != record.name:  # rewritten since: the manifest knows nothing of where its chunks have gone
+            read_header(pack.read, pack.size, layout.pack_key(name))
+        elif pack.size != record.size or digest_of(pack.read(0, record.header_size)) != record.header:
+            raise self._corrupt(
+                "header",
+                f"the header or size of pack {name} is not what was written",
+                key=layout.pack_key(name),
+            )
 
     def _jobs(self, index: int, begin: int, end: int, out: Buffer) -> Iterator[tuple[int, int, Buffer]]:
         """(tensor, offset in it, buffer) for each chunk of a range; `begin` and `end` bound the range."""
@@ -144,48 +139,54 @@ class ChunkReader:
         count = self._required(pack).read_into(offset + position % chunk_bytes, out)
         facts = {"key": layout.pack_key(pack), "offset": offset, "digest": chunk.digest, "tensor": index}
         if count != out.nbytes:
-            self._corrupt("truncated", f"pack {pack} ends before byte {offset + out.nbytes}", **facts)
+            raise self._corrupt("truncated", f"pack {pack} ends inside the chunk at {offset}", **facts)
         if self._verify != "off" and digest_of(out) != chunk.digest:
-            self._corrupt("digest", f"the bytes at {offset} of pack {pack} are not those that were written", **facts)
+            raise self._corrupt(
+                "digest", f"the bytes at {offset} of pack {pack} are not those that were written", **facts
+            )
 
     def _locate(self, chunk: Chunk) -> tuple[str, int]:
         name, offset = self.manifest.packs[chunk.pack].name, chunk.offset
-        for _ in range(100):
+        for _ in range(_FORWARDS):
             if self._pack(name) is not None:
                 return name, offset
-            try:
-                name, offset = self._forward(name)[offset]
-            except KeyError:
+            moved = self._forward(name).get(offset)
+            if moved is None:
                 break
-        self._corrupt("missing", f"pack {name} no longer holds the bytes at {offset}", key=layout.pack_key(name))
+            name, offset = moved
+        raise self._missing(name, f"pack {name} no longer holds the bytes at {offset}")
 
     def _pack(self, name: str) -> ObjectReader | None:
+        """An open pack; None for one that is missing, which is found out once."""
         with self._lock:
             if name not in self._open:
                 try:
-                    self._open[name] = self._stack.enter_context(self._store.open(layout.pack_key(name)))
+                    found = self._stack.enter_context(self._store.open(layout.pack_key(name)))
                 except ObjectNotFoundError:
-                    return None
+                    found = None
+                self._open[name] = found
             return self._open[name]
 
     def _required(self, name: str) -> ObjectReader:
         reader = self._pack(name)
         if reader is None:
-            self._corrupt("missing", f"pack {name} is missing from the store", key=layout.pack_key(name))
+            raise self._missing(name, f"pack {name} is missing from the store")
         return reader
 
     def _forward(self, name: str) -> dict[int, tuple[str, int]]:
         if name not in self._forwards:
-            key = layout.forward_key(name)
             try:
-                document = unseal(self._store.get(key), Forward, key)
+                document = read_forward(self._store, name)
             except ObjectNotFoundError:
-                self._corrupt("missing", f"pack {name} is missing from the store", key=layout.pack_key(name))
+                raise self._missing(name, f"pack {name} is missing from the store") from None
             self._forwards[name] = {row.offset: (row.pack, row.new_offset) for row in document.rows}
         return self._forwards[name]
 
-    def _corrupt(self, kind: str, what: str, **facts: object) -> NoReturn:
-        raise CorruptionError(
+    def _missing(self, name: str, what: str) -> CorruptionError:
+        return self._corrupt("missing", what, key=layout.pack_key(name))
+
+    def _corrupt(self, kind: str, what: str, **facts: object) -> CorruptionError:
+        return CorruptionError(
             f"checkpoint {self.manifest.id} (step {self.manifest.step}) is damaged: {what}; "
             "`ckpt verify` lists what is hurt, `ckpt ls` other checkpoints to load",
             kind=kind,

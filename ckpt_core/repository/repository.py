@@ -15,6 +15,7 @@ from typing import Any
 from ckpt_core import clock, ids
 from ckpt_core.errors import (
     CorruptionError,
+    FormatError,
     NotFoundError,
     ObjectExistsError,
     ObjectNotFoundError,
@@ -26,15 +27,16 @@ from ckpt_core.format.numbers import number_from, number_to
 from ckpt_core.format.sealed import seal, seal_digest, unseal
 from ckpt_core.model import Attempt, Checkpoint, Snapshot
 from ckpt_core.repository import layout
+from ckpt_core.repository.checking import check_manifest
 from ckpt_core.repository.layout import ManifestKey
-from ckpt_core.repository.reader import ChunkReader, Verify, check_manifest
+from ckpt_core.repository.reader import ChunkReader, Verify, read_forward
 from ckpt_core.repository.writer import Part, still_there, write_part
 from ckpt_core.stores import Store
 
-__all__ = ["Committed", "Draft", "Repository"]
+__all__ = ["CHUNK_BYTES", "Committed", "Draft", "Repository", "attempt_from", "attempt_to"]
 
 CHUNK_BYTES = 8 << 20
-_MANIFEST_LIMIT = 1 << 30
+_STORE_LIMIT = 1 << 20
 _log = logging.getLogger("ckpt_core.repository")
 
 
@@ -111,22 +113,33 @@ class Repository:
     def open(cls, store: Store, *, create: bool = False) -> Repository:
         """The repository in a store; made on the spot with `create`. Raises NotFoundError (kind `store`),
         FormatError for one of a newer version, CorruptionError, StoreError."""
-        key = layout.STORE_DOCUMENT
-        try:
-            return cls(store, unseal(store.get(key, limit=1 << 20), StoreDocument, f"{store.url}/{key}"))
-        except ObjectNotFoundError:
-            if not create:
-                raise NotFoundError(
-                    f"there is no checkpoint store at {store.url}; name it with --store or CKPT_STORE",
-                    kind="store",
-                    url=store.url,
-                ) from None
+        found = cls._document(store)
+        if found is not None:
+            return cls(store, found)
+        if not create:
+            raise NotFoundError(
+                f"there is no checkpoint store at {store.url}; name it with --store or CKPT_STORE",
+                kind="store",
+                url=store.url,
+            )
         document = StoreDocument(
             store_id=ids.new_ulid(), chunk_bytes=CHUNK_BYTES, created_at=clock.to_text(clock.now())
         )
         with suppress(ObjectExistsError):  # another process made it at the same moment: theirs holds
-            store.put_new(key, seal(document))
+            store.put_new(layout.STORE_DOCUMENT, seal(document))
         return cls.open(store)
+
+    @staticmethod
+    def _document(store: Store) -> StoreDocument | None:
+        key = layout.STORE_DOCUMENT
+        where = f"{store.url}/{key}"
+        try:
+            found = unseal(store.get(key, limit=_STORE_LIMIT), StoreDocument, where)
+        except ObjectNotFoundError:
+            return None
+        if found.digest != "sha256":
+            raise FormatError(f"{where} asks for digests by {found.digest!a}: upgrade ckpt-core", key=key)
+        return found
 
     def commit(
         self,
@@ -136,10 +149,11 @@ class Repository:
         base: Manifest | None = None,
         approve: Callable[[], None] | None = None,
     ) -> Committed:
-        """Writes a checkpoint. When this returns it is durable; when it raises there is none.
+        """Writes a checkpoint. When this returns it is durable; when it raises StoreError there is none.
 
-        `base` is the manifest whose chunks are not written again. `approve` is called just before the
-        commit and stops it by raising.
+        (An interruption from outside, as KeyboardInterrupt, may also come just after the commit: then there
+        is a checkpoint, and a whole one.) `base` is the manifest whose chunks are not written again.
+        `approve` is called just before the commit and stops it by raising.
         """
         checkpoint = ids.new_ulid()
         for _ in range(3):
@@ -159,15 +173,18 @@ class Repository:
                 if not gone:
                     return self._publish(checkpoint, snapshot, draft, part)
             except BaseException:
-                self._drop_own(part, checkpoint)
+                self._drop_own(part, draft, checkpoint)
                 raise
             # Another process pruned what this save was about to name: write those chunks after all.
-            _log.warning("packs vanished during a save and their chunks are written again: %s", ", ".join(gone))
-            self._drop_own(part, checkpoint)
-        raise StoreError("packs kept vanishing while a checkpoint was written; is another prune running?", kind="race")
+            _log.warning("packs vanished during a save, their chunks are written again: %s", ", ".join(gone))
+            self._drop_own(part, draft, checkpoint)
+        raise StoreError(
+            "packs kept vanishing while a checkpoint was written: save again when no prune is running",
+            kind="race",
+        )
 
     def manifest_keys(self, experiment: str | None = None, *, trash: bool = False) -> Iterator[ManifestKey]:
-        """Keys of all checkpoints (or of all forgotten ones), by experiment and step, without reading them."""
+        """Keys of all checkpoints (or of all forgotten ones) by experiment and step. Reads none of them."""
         folder = layout.TRASH if trash else layout.MANIFESTS
         prefix = folder if experiment is None else f"{folder}/{encode_name(experiment)}"
         for info in self.store.list(prefix):
@@ -178,15 +195,18 @@ class Repository:
     def read(self, key: str) -> Committed:
         """The manifest under a key, checked. Raises NotFoundError, CorruptionError, FormatError."""
         try:
-            data = self.store.get(key, limit=_MANIFEST_LIMIT)
+            data = self.store.get(key, limit=layout.DOCUMENT_LIMIT)
         except ObjectNotFoundError:
             raise NotFoundError(f"checkpoint {key} is no longer in {self.store.url}", key=key) from None
         manifest = unseal(data, Manifest, f"manifest {key}")
         parsed = layout.parse_manifest_key(key)
         expected = (encode_name(manifest.experiment), manifest.step, manifest.id)
         if parsed is None or (parsed.folder, parsed.step, parsed.id) != expected:
-            raise CorruptionError(f"manifest {key} is that of another checkpoint: it was moved or copied",
-                                  kind="document", key=key)  # fmt: skip
+            raise CorruptionError(
+                f"manifest {key} is that of another checkpoint: it was moved or copied",
+                kind="document",
+                key=key,
+            )
         check_manifest(manifest, f"manifest {key}")
         return Committed(manifest, key, seal_digest(data))
 
@@ -195,16 +215,18 @@ class Repository:
         return ChunkReader(self.store, manifest, verify)
 
     def forget(self, key: str) -> str:
-        """Moves a manifest to the trash: the checkpoint is no longer one, its packs still stand."""
+        """Moves a manifest to the trash: the checkpoint is no longer one, its packs still stand.
+
+        Returns the new key. Raises ObjectNotFoundError where it is gone already.
+        """
         target = layout.trash_key(key)
         self.store.move(key, target)
         return target
 
     def forward(self, pack: str) -> Forward | None:
         """Where the chunks of a rewritten pack have gone; None where it was not rewritten."""
-        key = layout.forward_key(pack)
         try:
-            return unseal(self.store.get(key), Forward, key)
+            return read_forward(self.store, pack)
         except ObjectNotFoundError:
             return None
 
@@ -243,8 +265,12 @@ class Repository:
             if alive[chunk.pack]
         }
 
-    def _drop_own(self, part: Part, checkpoint: str) -> None:
-        for pack in part.packs:
-            if f"/{checkpoint}-" in pack.name:
-                with suppress(StoreError):  # prune will find it
+    def _drop_own(self, part: Part, draft: Draft, checkpoint: str) -> None:
+        """Deletes what was written for a checkpoint that is not to be. Prune will find what this leaves."""
+        with suppress(StoreError):
+            # An interruption that came just after the commit must not take the packs of a checkpoint away.
+            if self.store.exists(layout.manifest_key(draft.experiment, draft.step, checkpoint)):
+                return
+            for pack in part.packs:
+                if f"/{checkpoint}-" in pack.name:
                     self.store.delete(layout.pack_key(pack.name))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 
-from ckpt_core import clock, ids
-from ckpt_core.errors import CkptError
+from ckpt_core import clock
+from ckpt_core.errors import CkptError, CorruptionError, ObjectNotFoundError, StoreError
 from ckpt_core.format.documents import MetricRow, MetricSegment
 from ckpt_core.format.names import encode_name
 from ckpt_core.format.numbers import number_from, number_to
@@ -22,16 +22,16 @@ _log = logging.getLogger("ckpt_core.repository")
 
 
 class MetricSegments:
-    """The metric series of a store."""
+    """The metric series of a store. Every method may be called from any thread."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def append(self, experiment: str, attempt: Attempt, points: Sequence[MetricPoint]) -> str:
-        """Writes points durably as one new segment; returns its key."""
+        """Writes points durably as one new segment; returns its key. Raises StoreError."""
         rows = tuple(MetricRow(p.name, p.step, number_to(p.value), clock.to_text(p.at)) for p in points)
         segment = MetricSegment(experiment=experiment, attempt=attempt_to(attempt), rows=rows)
-        key = f"{layout.METRICS}/{encode_name(experiment)}/{attempt.number:06d}-{ids.new_ulid()}.json"
+        key = layout.segment_key(experiment, attempt.number)
         self._store.put_new(key, seal(segment))
         return key
 
@@ -42,18 +42,29 @@ class MetricSegments:
             yield info.key
 
     def read(self, key: str) -> tuple[str, Attempt, list[MetricPoint]]:
-        """Experiment, attempt and points of a segment. Raises CorruptionError."""
-        segment = unseal(self._store.get(key), MetricSegment, key)
+        """Experiment, attempt and points of a segment. Raises CorruptionError, FormatError,
+        ObjectNotFoundError."""
+        segment = unseal(self._store.get(key, limit=layout.DOCUMENT_LIMIT), MetricSegment, key)
+        if not key.startswith(f"{layout.METRICS}/{encode_name(segment.experiment)}/"):
+            raise CorruptionError(
+                f"{key} is of another experiment: it was moved or copied", kind="document", key=key
+            )
+        number = segment.attempt.number
         points = [
-            MetricPoint(row.name, row.step, number_from(row.value), clock.from_text(row.at), segment.attempt.number)
+            MetricPoint(row.name, row.step, number_from(row.value), clock.from_text(row.at), number)
             for row in segment.rows
         ]
         return segment.experiment, attempt_from(segment.attempt), points
 
     def all(self, experiment: str | None = None) -> Iterator[tuple[str, Attempt, list[MetricPoint]]]:
-        """Every segment that can be read; damaged ones are logged and left out."""
+        """Every segment that can be read; damaged ones are logged and left out. Raises StoreError where the
+        store cannot be read."""
         for key in self.keys(experiment):
             try:
                 yield self.read(key)
+            except ObjectNotFoundError:  # removed since the listing
+                continue
+            except StoreError:
+                raise
             except CkptError as error:
                 _log.warning("metric segment left out: %s", error)

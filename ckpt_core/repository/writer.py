@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 from ckpt_core.errors import ObjectNotFoundError
@@ -16,7 +16,7 @@ from ckpt_core.repository.digests import digest_in_order
 from ckpt_core.stores import ObjectWriter, Store
 from ckpt_core.tree import dtypes
 
-__all__ = ["MAX_PACKS", "KnownChunks", "Part", "write_part"]
+__all__ = ["MAX_PACKS", "KnownChunks", "Part", "still_there", "write_part"]
 
 MAX_PACKS = 64
 """Packs that one checkpoint may name: what bounds the files a reader must open."""
@@ -37,7 +37,7 @@ KnownChunks = Mapping[str, tuple[PackRecord, int]]
 
 @dataclass(slots=True)
 class _Place:
-    """Where a chunk is: in the pack being written (`pack` is None, offset behind the header), or elsewhere."""
+    """Where a chunk is: in the pack being written (`pack` None, `offset` behind its header), or elsewhere."""
 
     piece: Piece
     digest: str
@@ -58,10 +58,12 @@ def write_part(
 ) -> Part:
     """Writes the chunks of a snapshot that are not `known` into one durable pack (or none at all).
 
-    Hashing of the next chunks overlaps with writing the last. Raises StoreError; then nothing is left behind.
+    Hashing of the next chunks overlaps with writing the last. Raises StoreError; StateError where there are
+    more tensors than a pack can list. Then nothing is left behind.
     """
     name = layout.pack_name(experiment, checkpoint, rank, 0)
-    order = sorted(range(len(snapshot.tensors)), key=lambda i: -dtypes.alignment(snapshot.tensors[i].spec.dtype))
+    alignments = [dtypes.alignment(tensor.spec.dtype) for tensor in snapshot.tensors]
+    order = sorted(range(len(alignments)), key=lambda i: -alignments[i])
     places: list[list[_Place]] = [[] for _ in snapshot.tensors]
     with ExitStack() as stack:
         objects: list[ObjectWriter] = []
@@ -77,7 +79,7 @@ def write_part(
             bound=header_bound(((t.path, t.spec) for t in snapshot.tensors), chunk_bytes),
         )
         sources = [(i, piece) for i in order for piece in _pieces(snapshot.tensors[i], chunk_bytes)]
-        digested = digest_in_order(piece for _, piece in sources)
+        digested = stack.enter_context(closing(digest_in_order(piece for _, piece in sources)))
         for (i, _), (piece, digest) in zip(sources, digested, strict=True):
             found = known.get(digest)
             if found is None:
@@ -102,14 +104,14 @@ def _pieces(tensor: StagedTensor, chunk_bytes: int) -> Iterator[Piece]:
 
 
 def _fold(places: list[_Place], pack: PackWriter, max_packs: int) -> None:
-    """Writes again what the emptiest of too many packs still give, so that a reader opens a bounded number."""
+    """Writes again what the emptiest of too many packs still give: a reader opens a bounded number."""
     weights: Counter[str] = Counter()
     for place in places:
         if place.pack is not None:
             weights[place.pack.name] += place.piece.data.nbytes
-    excess = len(weights) + 1 - max_packs
-    if excess <= 0:
+    if len(weights) + bool(pack.data_bytes) <= max_packs:
         return
+    excess = len(weights) + 1 - max_packs  # what is folded needs a pack, too
     folded = {name for name, _ in sorted(weights.items(), key=lambda item: (item[1], item[0]))[:excess]}
     for place in places:
         if place.pack is not None and place.pack.name in folded:
@@ -130,7 +132,8 @@ def _part(snapshot: Snapshot, places: list[list[_Place]], own: PackRecord | None
             packs[pack.name] = pack
             offset = place.offset if place.pack else pack.header_size + place.offset
             chunks.append(Chunk(place.digest, number, offset))
-        tensors.append(TensorRecord(tensor.spec.dtype, tensor.spec.shape, (Shard(tuple(chunks)),), tensor.kind))
+        shards = (Shard(tuple(chunks)),)
+        tensors.append(TensorRecord(tensor.spec.dtype, tensor.spec.shape, shards, tensor.kind))
     return Part(tuple(tensors), tuple(packs.values()), own.size if own else 0)
 
 

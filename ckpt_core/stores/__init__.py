@@ -6,7 +6,7 @@ import os
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from ckpt_core.errors import MissingExtraError
+from ckpt_core.errors import MissingExtraError, UsageError
 from ckpt_core.stores.contract import ObjectInfo, ObjectReader, ObjectWriter, Store
 from ckpt_core.stores.local import LocalStore
 from ckpt_core.stores.memory import MemoryStore
@@ -15,13 +15,18 @@ __all__ = ["LocalStore", "MemoryStore", "ObjectInfo", "ObjectReader", "ObjectWri
 
 
 def open_store(root: str | os.PathLike[str] | Store) -> Store:
-    """The store at a path or URL. Raises MissingExtraError for a scheme that nothing installed serves."""
+    """The store at a path or URL. Nothing is made yet.
+
+    Raises UsageError for what is neither, StoreError for a file, MissingExtraError for a scheme that
+    nothing installed serves.
+    """
     if isinstance(root, Store):
         return root
-    text = os.fspath(root)
+    if not isinstance(root, (str, os.PathLike)) or not (text := str(os.fspath(root))).strip():
+        raise UsageError(f"{root!r} is neither a path nor a URL of a store", kind="path")
     scheme, separator, _ = text.partition("://")
     if not separator:
-        return LocalStore(Path(text).expanduser())
+        return LocalStore(_expanded(text))
     for entry in entry_points(group="ckpt_core.stores", name=scheme):
         store: Store = entry.load()(text)
         return store
@@ -30,3 +35,10 @@ def open_store(root: str | os.PathLike[str] | Store) -> Store:
         f"no store serves {scheme}:// here (known: {', '.join(known)}); install the package that does",
         scheme=scheme,
     )
+
+
+def _expanded(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{text!r} cannot be a path: {error}", kind="path") from error

@@ -11,7 +11,15 @@ import numpy as np
 from ckpt_core import clock
 from ckpt_core.errors import ObjectExistsError, ObjectNotFoundError
 from ckpt_core.model import Buffer
-from ckpt_core.stores.contract import Bytes, ObjectInfo, ObjectReader, ObjectWriter, Store, check_key
+from ckpt_core.stores.contract import (
+    Bytes,
+    ObjectInfo,
+    ObjectReader,
+    ObjectWriter,
+    Store,
+    check_key,
+    view_of,
+)
 
 __all__ = ["MemoryStore"]
 
@@ -59,11 +67,10 @@ class MemoryStore(Store):
 
     def move(self, key: str, target: str) -> None:
         check_key(target)
-        item = self._object(key)
         with self._lock:
+            item = self._object(key)
+            del self._objects[key]
             self._objects[target] = item
-            if key != target:
-                self._objects.pop(key, None)
 
     def delete(self, key: str) -> None:
         check_key(key)
@@ -111,7 +118,7 @@ class _MemoryWriter(ObjectWriter):
         self._data = bytearray()
 
     def write(self, offset: int, data: Bytes) -> None:
-        view = memoryview(data).cast("B")
+        view = view_of(data)
         end = offset + view.nbytes
         if len(self._data) < end:
             self._data.extend(bytes(end - len(self._data)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import collections
 import datetime as dt
 import decimal
 import fractions
@@ -17,7 +18,15 @@ from ckpt_core.model import Buffer, TensorSpec
 from ckpt_core.tree import dtypes
 from ckpt_core.tree.codecs import CodecRegistry, ObjectCodec, UnsupportedValueError
 
-__all__ = ["NumpyCodec", "register_builtin"]
+__all__ = ["BytesCodec", "NumpyCodec", "register_builtin"]
+
+_SEED = ("entropy", "spawn_key", "pool_size", "n_children_spawned")
+_BIT_GENERATORS: dict[str, Any] = {
+    kind.__name__: kind
+    for kind in (
+        np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937, np.random.Philox, np.random.SFC64,
+    )
+}  # fmt: skip
 
 
 class NumpyCodec:
@@ -47,8 +56,13 @@ class NumpyCodec:
 
     def wrap(self, spec: TensorSpec, data: Buffer) -> np.ndarray[Any, Any]:
         if spec.dtype == "F4":  # two values a byte on disk, one a byte in numpy
-            return _unpack_f4(data).reshape(spec.shape)
-        return np.ndarray(spec.shape, dtypes.numpy_dtype(spec.dtype), buffer=data.data)
+            data, dtype = _unpack_f4(data), dtypes.numpy_dtype("ml:float4_e2m1fn")
+        else:
+            dtype = dtypes.numpy_dtype(spec.dtype)
+        try:
+            return np.ndarray(spec.shape, dtype, buffer=data.data)
+        except (TypeError, ValueError) as error:  # a shape from a file that no array can have
+            raise UnsupportedValueError(f"numpy cannot hold shape {list(spec.shape)}: {error}") from None
 
     def destination(self, like: np.ndarray[Any, Any], spec: TensorSpec) -> Buffer | None:
         if like.flags.c_contiguous and like.flags.writeable and self.spec(like) == spec:
@@ -56,10 +70,13 @@ class NumpyCodec:
         return None
 
     def assign(self, like: np.ndarray[Any, Any], value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        if like.flags.writeable:
-            like[...] = value.astype(like.dtype, copy=False)
-            return like
-        return value.astype(like.dtype, copy=False)
+        if not dtypes.fits(value, self.spec(like).dtype):
+            raise UnsupportedValueError(f"its values do not fit in {like.dtype}")
+        cast = value.astype(like.dtype, copy=False)
+        if not like.flags.writeable:
+            return cast
+        like[...] = cast
+        return like
 
 
 class BytesCodec:
@@ -101,31 +118,55 @@ def _unpack_f4(data: Buffer) -> np.ndarray[Any, Any]:
     nibbles = np.empty(data.size * 2, np.uint8)
     nibbles[0::2] = data & 0x0F
     nibbles[1::2] = data >> 4
-    return nibbles.view(dtypes.numpy_dtype("ml:float4_e2m1fn"))
+    return nibbles
 
 
 def _numpy_scalar(value: np.generic) -> dict[str, str]:
-    name = dtypes.name_of_numpy(value.dtype)
+    array = np.asarray(value)
+    if array.dtype.itemsize == 0:  # an empty text: numpy pads shorter ones with zeros, and strips them again
+        array = array.astype(f"<{array.dtype.kind}1")
+    name = dtypes.name_of_numpy(array.dtype)
     if name is None:
         raise UnsupportedValueError(f"a numpy scalar of dtype {value.dtype} has no fixed bytes to store")
-    return {"dtype": name, "value": base64.b64encode(value.tobytes()).decode()}
+    return {"dtype": name, "value": base64.b64encode(array.tobytes()).decode()}
 
 
 def _numpy_scalar_from(plain: dict[str, str]) -> Any:
     return np.frombuffer(base64.b64decode(plain["value"]), dtypes.numpy_dtype(plain["dtype"]))[0]
 
 
-def _generator(value: np.random.Generator) -> Any:
-    return value.bit_generator.state
+def _generator(value: np.random.Generator) -> dict[str, Any]:
+    return {"state": value.bit_generator.state, "seed": _seed(value.bit_generator)}
+
+
+def _seed(bit_generator: np.random.BitGenerator) -> dict[str, Any] | None:
+    """What `Generator.spawn` goes by, which is no part of the state."""
+    sequence = bit_generator.seed_seq
+    if type(sequence) is not np.random.SeedSequence:
+        return None
+    return {name: getattr(sequence, name) for name in _SEED}
 
 
 def _generator_from(plain: dict[str, Any]) -> np.random.Generator:
-    known = {
-        name: getattr(np.random, name) for name in ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
-    }
-    bit_generator = known[plain["bit_generator"]]()
-    bit_generator.state = plain
+    state, seed = plain["state"], plain["seed"]
+    kind = _BIT_GENERATORS[state["bit_generator"]]
+    bit_generator = kind() if seed is None else kind(np.random.SeedSequence(**seed))
+    bit_generator.state = state
     return np.random.Generator(bit_generator)
+
+
+def _random_state(value: np.random.RandomState) -> Any:
+    return value.get_state(legacy=False)
+
+
+def _random_state_from(plain: dict[str, Any]) -> np.random.RandomState:
+    value = np.random.RandomState()
+    value.set_state(plain)
+    return value
+
+
+def _deque(value: collections.deque[Any]) -> dict[str, Any]:
+    return {"items": list(value), "maxlen": value.maxlen}
 
 
 def register_builtin(registry: CodecRegistry) -> None:
@@ -136,6 +177,8 @@ def register_builtin(registry: CodecRegistry) -> None:
     for codec in (
         ObjectCodec("numpy.scalar", np.generic, _numpy_scalar, _numpy_scalar_from),
         ObjectCodec("numpy.Generator", np.random.Generator, _generator, _generator_from),
+        ObjectCodec("numpy.RandomState", np.random.RandomState, _random_state, _random_state_from),
+        ObjectCodec("deque", collections.deque, _deque, lambda p: collections.deque(p["items"], p["maxlen"])),
         ObjectCodec("set", set, _sorted_members, set),
         ObjectCodec("frozenset", frozenset, _sorted_members, frozenset),
         ObjectCodec("range", range, lambda r: [r.start, r.stop, r.step], lambda p: range(*p)),
@@ -157,7 +200,7 @@ def register_builtin(registry: CodecRegistry) -> None:
             lambda f: [f.numerator, f.denominator],
             lambda p: fractions.Fraction(*p),
         ),
-        ObjectCodec("path", pathlib.PurePosixPath, str, pathlib.PurePosixPath),
+        ObjectCodec("purepath", pathlib.PurePosixPath, str, pathlib.PurePosixPath),
         ObjectCodec("path", pathlib.PosixPath, str, pathlib.Path),
     ):
         registry.add_object(codec)

@@ -6,6 +6,8 @@ Frameworks register themselves on first sight of one of their objects, through t
 
 from __future__ import annotations
 
+import logging
+import sys
 import threading
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
@@ -15,9 +17,18 @@ from typing import Any, Protocol
 from ckpt_core.errors import FormatError, MissingExtraError
 from ckpt_core.model import Buffer, TensorSpec
 
-__all__ = ["CodecRegistry", "ObjectCodec", "TensorCodec", "UnsupportedValueError", "register_codec", "registry"]
+__all__ = [
+    "CodecRegistry",
+    "ObjectCodec",
+    "TensorCodec",
+    "UnsupportedValueError",
+    "register_codec",
+    "registry",
+]
 
 _GROUP = "ckpt_core.codecs"
+_EXTRAS = ("jax", "torch")
+_log = logging.getLogger("ckpt_core.tree")
 
 
 class UnsupportedValueError(Exception):
@@ -27,7 +38,8 @@ class UnsupportedValueError(Exception):
 class TensorCodec(Protocol):
     """How the arrays of one framework become bytes and come back.
 
-    All bytes are in C order and little endian, as numpy `uint8` arrays of one dimension in host memory.
+    All bytes are in C order and in the byte order that the spec's dtype names (little endian, but for
+    numpy's big-endian type strings), as numpy `uint8` arrays of one dimension in host memory.
     """
 
     name: str
@@ -45,13 +57,15 @@ class TensorCodec(Protocol):
         """Copies the bytes of `value`, wherever it lives, to `out`, which has exactly their size."""
 
     def wrap(self, spec: TensorSpec, data: Buffer) -> Any:
-        """A host tensor over `data`, which it may keep: nobody else writes to it."""
+        """A host tensor over `data`, which it may keep: nobody else writes to it. Raises
+        UnsupportedValueError where the framework has no such dtype or cannot hold the shape."""
 
     def destination(self, like: Any, spec: TensorSpec) -> Buffer | None:
         """The writable bytes of `like`, if `spec` can be read straight into them; else None."""
 
     def assign(self, like: Any, value: Any) -> Any:
-        """`value` (from `wrap`) in the dtype and on the device of `like`; in place where it can be."""
+        """`value` (from `wrap`) in the dtype and on the device of `like`; in place where it can be.
+        Raises UnsupportedValueError where the values do not fit in that dtype."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +116,9 @@ class CodecRegistry:
         try:
             return self._tensor_names[name]
         except KeyError:
+            command = f"pip install 'ckpt-core[{name}]'" if name in _EXTRAS else "install its package"
             raise MissingExtraError(
-                f"tensors of {name!r} need its package: pip install 'ckpt-core[{name}]', "
-                f'or load them as numpy arrays with framework="numpy"',
+                f'no codec for tensors of {name!r} is here: {command}, or load them with framework="numpy"',
                 framework=name,
             ) from None
 
@@ -137,8 +151,9 @@ class CodecRegistry:
             for entry in wanted:
                 try:
                     entry.load()(self)
-                except ImportError:  # the framework itself is not installed: as if it had no codec
-                    continue
+                except Exception as error:  # as if it had no codec; a framework that is absent is no surprise
+                    level = logging.WARNING if entry.name in sys.modules else logging.DEBUG
+                    _log.log(level, "the codecs of %s cannot be used: %s", entry.name, error)
             return bool(wanted)
 
 
@@ -156,7 +171,8 @@ def register_codec(
     """Teach the engine to save objects of exactly type `kind`.
 
     `encode(value)` returns anything a state may hold (dicts, lists, numbers, tensors, other registered
-    types); `decode` gets it back and makes the object. `name` is written to disk: keep it stable and
-    unlike others', as `"mypackage.Vocabulary"`.
+    types); `decode` gets it back, in plain containers, and makes the object. It must not trust what it
+    gets: the bytes come from a file. `name` is written to disk: keep it stable and unlike others', as
+    `"mypackage.Vocabulary"`. Takes precedence over what the engine does with dicts, lists and tuples.
     """
     registry.add_object(ObjectCodec(name, kind, encode, decode))

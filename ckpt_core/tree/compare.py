@@ -9,12 +9,14 @@ import numpy as np
 
 from ckpt_core.errors import StateMismatchError
 from ckpt_core.tree.codecs import CodecRegistry, ObjectCodec
-from ckpt_core.tree.flatten import child_path, children, key_component, tag_of, walk
+from ckpt_core.tree.nodes import child_path, children, key_component, tag_of, walk
 from ckpt_core.tree.selection import Selection
 
 __all__ = ["compare", "mismatch", "pairs"]
 
 _SHOWN = 8
+_FAMILIES = {None: "a dict", "$dict": "a dict", "$tuple": "a tuple", "$namedtuple": "a named tuple"}
+_TUPLES = ("a tuple", "a named tuple")
 
 
 def compare(tree: Any, like: Any, registry: CodecRegistry, selection: Selection) -> None:
@@ -35,13 +37,18 @@ def mismatch(differences: list[str], kind: str = "structure") -> StateMismatchEr
     )
 
 
-def pairs(path: str | None, node: Any, like: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Children of a node and of the container in `like`, each by path; None where the node is a leaf."""
+def pairs(path: str | None, node: Any, like: Any) -> tuple[dict[str, Any], list[tuple[str, Any]]] | None:
+    """Children of a node by path, and members of the container in `like` with their paths in its order;
+    None where the node is a leaf. A named tuple and a plain one are paired by position."""
     below = children(node, path)
     if below is None or (isinstance(node, dict) and tag_of(node) == "$object"):
         return None
     saved = {child or "": item for child, item in below}
-    return saved, {child_path(path, name): item for name, item in _members(like)}
+    wanted = [(child_path(path, name), item) for name, item in _members(like)]
+    if isinstance(like, tuple) and (_family(like) != _saved_family(node)):
+        names = list(saved)
+        wanted = [(names[i] if i < len(names) else own, item) for i, (own, item) in enumerate(wanted)]
+    return saved, wanted
 
 
 class _Comparison:
@@ -51,34 +58,46 @@ class _Comparison:
         self._differences = differences
 
     def run(self, path: str | None, node: Any, like: Any) -> None:
-        saved_family, wanted_family = _saved_family(node), _family(like)
-        if saved_family != wanted_family:
+        saved_family, wanted_family = _saved_family(node), self._family_of(like)
+        if saved_family != wanted_family and not (saved_family in _TUPLES and wanted_family in _TUPLES):
             self._note(path, node, f"saved as {saved_family}, like= has {_described(like)}")
             return
         matched = pairs(path, node, like)
         if matched is None:
-            if not isinstance(like, (bytes, bytearray)):  # these stand in the tree or as tensors, by length
-                self._leaf(path, node, like)
+            self._leaf(path, node, like)
             return
-        saved, wanted = matched
+        saved, members = matched
+        wanted = dict(members)
+        if len(wanted) < len(members):
+            self._note(path, node, "two keys of like= give the same path")
+            return
         for child, item in saved.items():
             if child in wanted:
                 self.run(child, item, wanted[child])
             else:
                 self._note(child, item, "saved, but not in like=")
-        for child in wanted.keys() - saved.keys():
-            if child in self._selection:
+        for child in wanted:
+            if child not in saved and child in self._selection:
                 self._differences.append(f"{child}: in like=, but not saved")
 
     def _leaf(self, path: str | None, node: Any, like: Any) -> None:
-        tensor = isinstance(node, dict) and tag_of(node) == "$tensor"
-        if tensor != self._is_tensor(like):
-            what = "a tensor" if tensor else "a plain value"
+        tag = tag_of(node) if isinstance(node, dict) else None
+        if isinstance(like, (bytes, bytearray)):  # these stand in the tree or as tensors, by length
+            if tag not in ("$bytes", "$tensor"):
+                self._note(path, node, f"not saved as bytes, like= has {_described(like)}")
+        elif (tag == "$tensor") != self._is_tensor(like):
+            what = "a tensor" if tag == "$tensor" else "a plain value"
             self._note(path, node, f"saved as {what}, like= has {_described(like)}")
 
     def _note(self, path: str | None, node: Any, difference: str) -> None:
-        if any(leaf in self._selection for leaf, _ in walk(node, path)):
+        if (path or "") in self._selection or any(leaf in self._selection for leaf, _ in walk(node, path)):
             self._differences.append(f"{path or 'the top'}: {difference}")
+
+    def _family_of(self, like: Any) -> str:
+        family = _family(like)
+        if family == "a leaf" or type(like) in (dict, list, tuple):
+            return family
+        return "a leaf" if isinstance(self._registry.find(type(like)), ObjectCodec) else family
 
     def _is_tensor(self, like: Any) -> bool:
         if like is None or isinstance(like, (bool, int, float, str, complex, np.generic)):
@@ -108,10 +127,7 @@ def _family(like: Any) -> str:
 def _saved_family(node: Any) -> str:
     if isinstance(node, list):
         return "a list"
-    if not isinstance(node, dict):
-        return "a leaf"
-    families = {None: "a dict", "$dict": "a dict", "$tuple": "a tuple", "$namedtuple": "a named tuple"}
-    return families.get(tag_of(node), "a leaf")
+    return _FAMILIES.get(tag_of(node), "a leaf") if isinstance(node, dict) else "a leaf"
 
 
 def _described(like: Any) -> str:

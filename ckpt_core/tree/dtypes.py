@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from functools import cache
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -22,6 +22,7 @@ __all__ = [
     "alignment",
     "can_cast",
     "family",
+    "fits",
     "name_of_numpy",
     "nbytes",
     "numpy_dtype",
@@ -43,45 +44,52 @@ _NUMPY = {
 _ML_DTYPES = {
     "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
     "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz", "F8_E8M0": "float8_e8m0fnu",
+    "C32": "complex32",
 }  # fmt: skip
 _FROM_NUMPY = {text: name for name, text in _NUMPY.items()}
+_ML_KINDS = ("complex", "integer")  # told by the first three letters, as in `bcomplex32`, `uint4`
 _FROM_ML = {text: name for name, text in _ML_DTYPES.items()}
-_TYPE_STRING = re.compile(r"[<>|=][biufcmMSU][1-9][0-9]{0,8}(\[(\d{1,9})?(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?")
+_TYPE_STRING = re.compile(
+    r"[<>|]([biufcmMSU])([1-9]\d{0,8})(\[(\d{1,9})?(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?", re.ASCII
+)
+_LONGEST = {"f": 8, "c": 16}  # longer ones are other bits on other machines, under the same name
 _ML_NAME = re.compile(r"ml:[a-z][a-z0-9_]{1,31}")
 
 
 def _ml_dtypes() -> ModuleType:
     import ml_dtypes
 
-    return ml_dtypes  # type: ignore[no-any-return]
+    return ml_dtypes
 
 
 def name_of_numpy(dtype: np.dtype[Any]) -> str | None:
-    """The format's name for a numpy dtype; None when its values cannot be stored (objects, records)."""
+    """The format's name for a numpy dtype; None when its values cannot be stored: objects, records, and
+    `longdouble`, whose bits depend on the machine."""
     if dtype.hasobject or dtype.fields is not None or dtype.subdtype is not None or dtype.itemsize == 0:
         return None
     if dtype.kind == "V" or type(dtype).__module__ == "ml_dtypes" or dtype.type.__module__ == "ml_dtypes":
         if not hasattr(_ml_dtypes(), dtype.name):
             return None
         return _FROM_ML.get(dtype.name, f"ml:{dtype.name}")
-    text = dtype.str
-    if dtype.kind not in "biufcmMSU":
+    if dtype.kind not in "biufcmMSU" or dtype.itemsize > _LONGEST.get(dtype.kind, dtype.itemsize):
         return None
-    return _FROM_NUMPY.get(text, text)
+    return _FROM_NUMPY.get(dtype.str, dtype.str)
 
 
-@cache
+@lru_cache(256)
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """The numpy dtype of a name. Raises FormatError for a name that numpy has nothing for."""
     if name in _NUMPY:
         return np.dtype(_NUMPY[name])
     ml_name = _ML_DTYPES.get(name) or (name[3:] if _ML_NAME.fullmatch(name) else None)
-    if ml_name is not None and isinstance(scalar := getattr(_ml_dtypes(), ml_name, None), type):
+    scalar = getattr(_ml_dtypes(), ml_name, None) if ml_name is not None else None
+    if isinstance(scalar, type) and issubclass(scalar, np.generic):
         return np.dtype(scalar)
-    if _TYPE_STRING.fullmatch(name):
+    match = _TYPE_STRING.fullmatch(name)
+    if match and int(match[2]) <= _LONGEST.get(match[1], int(match[2])):
         try:
             return np.dtype(name)
-        except TypeError:
+        except (TypeError, ValueError):
             pass
     raise FormatError(f"element type {name!r} is not known to numpy here", kind="dtype", dtype=name)
 
@@ -119,10 +127,23 @@ def family(name: str) -> str:
     if name in SAFETENSORS_BITS:
         return "integer" if name[0] in "UI" else "float"
     if name.startswith("ml:"):
-        return "integer" if name[3:].startswith(("int", "uint")) else "float"
+        return next((kind for kind in _ML_KINDS if kind[:3] in name), "float")
     return {"i": "integer", "u": "integer", "f": "float", "c": "complex"}.get(name[1:2], name)
 
 
 def can_cast(saved: str, wanted: str) -> bool:
-    """Whether `like=` may convert: only within a family, as `F32` to `BF16`, never float to integer."""
+    """Whether `like=` may convert: only within a family, as `F32` to `BF16`, never float to integer.
+
+    Among integers the values decide in the end: see `fits`.
+    """
     return saved == wanted or family(saved) == family(wanted)
+
+
+def fits(values: np.ndarray[Any, Any], wanted: str) -> bool:
+    """Whether these values may become `wanted`: an integer that would wrap around may not."""
+    if family(wanted) != "integer" or not values.size:
+        return True
+    limits = _ml_dtypes().iinfo(numpy_dtype(wanted))
+    if values.dtype.kind not in "iu":  # ml_dtypes' narrow integers know no minimum
+        values = values.astype(np.int64)
+    return bool(limits.min <= int(values.min()) and int(values.max()) <= limits.max)

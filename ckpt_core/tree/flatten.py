@@ -1,45 +1,34 @@
-"""From a state to its tree (JSON, plain values inline) and its tensors in a list.
-
-Data and nothing else stands in a tree: `None`, booleans, numbers and strings as themselves, lists as
-JSON arrays, dicts with plain string keys as JSON objects. Everything else is an object with one key
-that begins with `$`: `$tensor`, `$tuple`, `$namedtuple`, `$dict`, `$bytes`, `$float`, `$int`,
-`$complex`, `$object`. `docs/format.md` lists them.
-"""
+"""From a state to its tree (plain values inline; see `nodes`) and its tensors in a list."""
 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import enum
 import math
 import struct
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ckpt_core.errors import FormatError, StateError
+from ckpt_core.errors import StateError
 from ckpt_core.model import TensorSpec
 from ckpt_core.tree.codecs import CodecRegistry, ObjectCodec, TensorCodec, UnsupportedValueError
-
-__all__ = [
-    "Flat",
-    "Leaf",
-    "child_path",
-    "children",
-    "flatten",
-    "key_component",
-    "plain_value",
-    "tag_of",
-    "tensor_paths",
-    "walk",
-]
-
-TAGS = frozenset(
-    {"$tensor", "$tuple", "$namedtuple", "$dict", "$bytes", "$float", "$int", "$complex", "$object"}
+from ckpt_core.tree.nodes import (
+    INLINE_BYTES,
+    MAX_DEPTH,
+    TAGS,
+    base_value,
+    child_path,
+    children,
+    key_component,
+    plain_value,
+    tag_of,
 )
-INLINE_BYTES = 1024
-"""Byte strings up to this length stand in the manifest; longer ones are stored as tensors."""
+
+__all__ = ["INLINE_BYTES", "TAGS", "Flat", "Leaf", "children", "flatten", "plain_value", "tag_of"]
 
 _INT64 = 1 << 63
 
@@ -62,23 +51,10 @@ class Flat:
     leaves: tuple[Leaf, ...]
 
 
-def key_component(key: Any) -> str:
-    """How a dict's key stands in a path: `/` as `~1` and `~` as `~0` (RFC 6901), so that paths are unique."""
-    return str(key).replace("~", "~0").replace("/", "~1")
-
-
-def child_path(parent: str | None, component: str) -> str:
-    """The path of a child; the parent of the topmost ones is None."""
-    return component if parent is None else f"{parent}/{component}"
-
-
 def flatten(state: Any, registry: CodecRegistry) -> Flat:
     """Takes a state apart without copying a tensor. Raises StateError, which names the path."""
     flattener = _Flattener(registry)
-    try:
-        return Flat(flattener.node(None, state), tuple(flattener.leaves))
-    except RecursionError:
-        raise StateError("the state is nested too deeply to be saved (over some 900 levels)", kind="depth") from None
+    return Flat(flattener.node(None, state), tuple(flattener.leaves))
 
 
 class _Flattener:
@@ -87,30 +63,29 @@ class _Flattener:
         self._registry = registry
         self._index: dict[Hashable, int] = {}
         self._paths: set[str] = set()
-        self._open: set[int] = set()
+        self._open: list[int] = []
 
     def node(self, path: str | None, value: Any) -> Any:
         kind = type(value)
         if value is None or kind is bool:
             return value
         if kind is int:
-            return value if -_INT64 <= value < _INT64 else {"$int": str(value)}
+            return value if -_INT64 <= value < _INT64 else {"$int": hex(value)}
         if kind is float:
             return _float(value)
         if kind is str:
             return self._text(path, value)
         if isinstance(value, (Mapping, list, tuple)):
-            return self._container(path, value)
+            codec = None if kind in (dict, list, tuple) else self._registry.find(kind)
+            return self._coded(path, value) if codec is not None else self._container(path, value)
         if kind is complex:
             return {"$complex": [_float(value.real), _float(value.imag)]}
-        if isinstance(value, (bytes, bytearray)) and kind is bytes and len(value) <= INLINE_BYTES:
+        if kind is bytes and len(value) <= INLINE_BYTES:
             return {"$bytes": base64.b64encode(value).decode()}
         return self._coded(path, value)
 
     def _container(self, path: str | None, value: Any) -> Any:
-        if id(value) in self._open:
-            raise StateError(f"the state contains itself at {_shown(path)}", kind="cycle", path=path)
-        self._open.add(id(value))
+        self._enter(path, value)
         try:
             if isinstance(value, Mapping):
                 return self._mapping(path, value)
@@ -118,24 +93,28 @@ class _Flattener:
             if isinstance(value, tuple) and isinstance(fields, tuple):
                 items = {name: self.node(child_path(path, name), getattr(value, name)) for name in fields}
                 return {"$namedtuple": {"name": type(value).__name__, "fields": items}}
-            items_ = [self.node(child_path(path, str(i)), item) for i, item in enumerate(value)]
-            return {"$tuple": items_} if isinstance(value, tuple) else items_
+            members = [self.node(child_path(path, str(i)), item) for i, item in enumerate(value)]
+            return {"$tuple": members} if isinstance(value, tuple) else members
         finally:
-            self._open.discard(id(value))
+            self._open.pop()
+
+    def _enter(self, path: str | None, value: Any) -> None:
+        if id(value) in self._open:
+            raise StateError(f"the state contains itself at {_shown(path)}", kind="cycle", path=path)
+        if len(self._open) >= MAX_DEPTH:
+            raise StateError(
+                f"the state is nested over {MAX_DEPTH} levels deep at {_shown(path)}: save it flatter",
+                kind="depth",
+                path=path,
+            )
+        self._open.append(id(value))
 
     def _mapping(self, path: str | None, value: Mapping[Any, Any]) -> Any:
         plain = True
         seen: dict[str, Any] = {}
         rows: list[list[Any]] = []
         for key, item in value.items():
-            if isinstance(key, enum.Enum) or not isinstance(key, (str, int, float, bool, type(None))):
-                raise StateError(
-                    f"a dict at {_shown(path)} has a key of type {type(key).__name__}; "
-                    "keys may be strings, numbers, booleans or None: convert it before saving",
-                    kind="key",
-                    path=path,
-                )
-            plain = plain and type(key) is str and not key.startswith("$")
+            key_node = self._key(path, key)
             component = key_component(key)
             if component in seen:
                 raise StateError(
@@ -144,8 +123,19 @@ class _Flattener:
                     path=path,
                 )
             seen[component] = key
-            rows.append([self.node(path, key), self.node(child_path(path, component), item)])
+            plain = plain and isinstance(key_node, str) and not key_node.startswith("$")
+            rows.append([key_node, self.node(child_path(path, component), item)])
         return dict(rows) if plain else {"$dict": rows}
+
+    def _key(self, path: str | None, key: Any) -> Any:
+        if isinstance(key, enum.Enum) or not isinstance(key, (str, int, float, bool, type(None))):
+            raise StateError(
+                f"a dict at {_shown(path)} has a key of type {type(key).__name__}; "
+                "keys may be strings, numbers, booleans or None: convert it before saving",
+                kind="key",
+                path=path,
+            )
+        return self.node(path, base_value(key))
 
     def _text(self, path: str | None, value: str) -> str:
         try:
@@ -162,16 +152,22 @@ class _Flattener:
         codec = self._registry.find(np.generic if isinstance(value, np.generic) else type(value))
         try:
             if isinstance(codec, ObjectCodec):
-                return {"$object": {"codec": codec.name, "value": self.node(path, codec.encode(value))}}
+                return self._object(path, value, codec)
             if codec is not None:
                 return {"$tensor": self._tensor(path, value, codec)}
         except UnsupportedValueError as error:
             raise StateError(f"cannot save {_shown(path)}: {error}", kind="unsupported", path=path) from None
-        if not isinstance(value, enum.Enum):
-            for base in (int, float, str):
-                if isinstance(value, base):
-                    return self.node(path, base(value))
+        base = base_value(value)
+        if type(base) is not type(value):
+            return self.node(path, base)
         raise StateError(_no_codec(path, value), kind="no-codec", path=path, type=type(value).__name__)
+
+    def _object(self, path: str | None, value: Any, codec: ObjectCodec) -> Any:
+        self._enter(path, value)
+        try:
+            return {"$object": {"codec": codec.name, "value": self.node(path, codec.encode(value))}}
+        finally:
+            self._open.pop()
 
     def _tensor(self, path: str | None, value: Any, codec: TensorCodec) -> int:
         spec = codec.spec(value)
@@ -179,9 +175,10 @@ class _Flattener:
         index = self._index.get(identity)
         if index is None:
             where = path if path is not None else ""
-            self._text(path, where)
-            if where in self._paths:  # only an object codec that hides two tensors behind one path
-                raise StateError(f"two tensors at {_shown(path)}: let the codec return a dict", path=path)
+            if where in self._paths:  # only an object codec could hide two tensors behind one path
+                raise StateError(
+                    f"two tensors at {_shown(path)}: let the codec return a dict", kind="path", path=path
+                )
             self._paths.add(where)
             index = self._index[identity] = len(self.leaves)
             self.leaves.append(Leaf(where, value, codec, spec))
@@ -204,70 +201,8 @@ def _no_codec(path: str | None, value: Any) -> str:
         advice = "save its state_dict() instead"
     elif isinstance(value, enum.Enum):
         advice = "save its .value instead"
+    elif dataclasses.is_dataclass(value):
+        advice = "save dataclasses.asdict() of it, or teach the engine with ckpt_core.register_codec"
     else:
         advice = "leave it out, save plain values instead, or teach the engine with ckpt_core.register_codec"
     return f"cannot save {_shown(path)}: there is no codec for {kind}; {advice}"
-
-
-def children(node: Any, path: str | None) -> list[tuple[str | None, Any]] | None:
-    """(path, node) of each child of a container's node; None for a leaf. Raises FormatError."""
-    if isinstance(node, list):
-        return [(child_path(path, str(i)), item) for i, item in enumerate(node)]
-    if not isinstance(node, dict):
-        return None
-    tag = tag_of(node)
-    if tag is None:
-        return [(child_path(path, key_component(key)), item) for key, item in node.items()]
-    body = node[tag]
-    if tag == "$tuple":
-        return children(list(body), path)
-    if tag == "$namedtuple":
-        return [(child_path(path, name), item) for name, item in body["fields"].items()]
-    if tag == "$dict":
-        return [(child_path(path, key_component(plain_value(key))), item) for key, item in body]
-    if tag == "$object":
-        return [(path, body["value"])]
-    return None
-
-
-def tag_of(node: dict[str, Any]) -> str | None:
-    """The `$tag` of a node that is more than a plain dict. Raises FormatError for an unknown one."""
-    if len(node) != 1:
-        return None
-    tag = next(iter(node))
-    if not tag.startswith("$"):
-        return None
-    if tag not in TAGS:
-        raise FormatError(f"the state's tree holds {tag!r}, which this version does not know", kind="tree")
-    return tag
-
-
-def plain_value(node: Any) -> Any:
-    """The value of a leaf's node that is not a tensor."""
-    if not isinstance(node, dict) or (tag := tag_of(node)) is None:
-        return node
-    body = node[tag]
-    if tag == "$int":
-        return int(body)
-    if tag == "$float":
-        return struct.unpack(">d", bytes.fromhex(body))[0]
-    if tag == "$complex":
-        return complex(plain_value(body[0]), plain_value(body[1]))
-    if tag == "$bytes":
-        return base64.b64decode(body, validate=True)
-    raise FormatError(f"{tag!r} is not a plain value", kind="tree")
-
-
-def walk(node: Any, path: str | None = None) -> Iterator[tuple[str, Any]]:
-    """Every leaf of a tree as (path, node): tensors as `{"$tensor": i}`, plain values as they stand."""
-    below = children(node, path)
-    if below is None:
-        yield (path or "", node)
-        return
-    for child, item in below:
-        yield from walk(item, child)
-
-
-def tensor_paths(tree: Any) -> dict[str, int]:
-    """The index of the tensor at each path of a tree; tied tensors stand under every one of their paths."""
-    return {path: node["$tensor"] for path, node in walk(tree) if isinstance(node, dict) and "$tensor" in node}

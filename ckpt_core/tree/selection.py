@@ -6,8 +6,8 @@ import fnmatch
 from collections.abc import Sequence
 from typing import Any
 
-from ckpt_core.errors import StateMismatchError
-from ckpt_core.tree.flatten import walk
+from ckpt_core.errors import StateMismatchError, UsageError
+from ckpt_core.tree.nodes import walk
 
 __all__ = ["Selection"]
 
@@ -15,11 +15,13 @@ _SHOWN = 8
 
 
 class Selection:
-    """Paths, whole subtrees, or shell patterns over paths. None selects everything."""
+    """Paths, whole subtrees, or shell patterns over paths. None selects all, an empty list nothing."""
 
     def __init__(self, patterns: str | Sequence[str] | None) -> None:
-        self.patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns or ())
         self.everything = patterns is None
+        self.patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns or ())
+        if not all(isinstance(pattern, str) for pattern in self.patterns):
+            raise UsageError("include= takes paths or patterns, as ['model/*', 'epoch']", kind="option")
 
     def __contains__(self, path: str) -> bool:
         return self.everything or any(
@@ -33,9 +35,10 @@ class Selection:
             return
         paths = [path for path, _ in walk(tree)]
         for pattern in self.patterns:
-            if not any(path in Selection(pattern) for path in paths):
+            chosen = Selection(pattern)
+            if not any(path in chosen for path in paths):
                 raise StateMismatchError(
-                    f"nothing in the checkpoint matches {pattern!r}; its paths begin {', '.join(paths[:_SHOWN])}",
+                    f"nothing in the checkpoint matches {pattern!r}; it has {', '.join(paths[:_SHOWN])} ...",
                     kind="include",
                     paths=(pattern,),
                 )

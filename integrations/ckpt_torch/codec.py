@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ckpt_core.tree import ObjectCodec, UnsupportedValueError
+from ckpt_core.model import TensorSpec
+from ckpt_core.tree import ObjectCodec, UnsupportedValueError, dtypes
 
 if TYPE_CHECKING:
     from ckpt_core.model import Buffer
     from ckpt_core.tree import CodecRegistry
-
-from ckpt_core.model import TensorSpec
 
 __all__ = ["TorchCodec", "register"]
 
@@ -35,16 +34,16 @@ class TorchCodec:
     name = "torch"
 
     def spec(self, value: torch.Tensor) -> TensorSpec:
-        if value.layout != torch.strided or value.is_quantized or value.is_meta:
-            what = "meta" if value.is_meta else "quantized" if value.is_quantized else str(value.layout)
-            raise UnsupportedValueError(f"a {what} tensor has no plain bytes: save its dense parts")
-        if type(value).__name__ == "DTensor":
-            raise UnsupportedValueError("a distributed tensor is saved through torch.distributed.checkpoint")
+        fault = _fault(value)
+        if fault:
+            raise UnsupportedValueError(fault)
         name = _NAME_OF.get(value.dtype)
         if name is None:
             raise UnsupportedValueError(f"torch's {value.dtype} has no fixed bytes to store")
         shape = tuple(value.shape)
         if name == "F4":  # torch counts pairs of values, the format counts values
+            if not shape:
+                raise UnsupportedValueError("float4 values without an axis have no shape to store: add one")
             shape = (*shape[:-1], shape[-1] * 2)
         return TensorSpec(name, shape)
 
@@ -72,15 +71,41 @@ class TorchCodec:
                 f'torch has no {spec.dtype}: load this tensor as a numpy array with framework="numpy"'
             )
         shape = spec.shape if spec.dtype != "F4" else (*spec.shape[:-1], spec.shape[-1] // 2)
-        return _over(data, dtype, shape)
+        try:
+            return _over(data, dtype, shape)
+        except (OverflowError, RuntimeError, TypeError) as error:  # a shape from a file none can have
+            raise UnsupportedValueError(f"torch cannot hold shape {list(spec.shape)}: {error}") from None
 
     def destination(self, like: torch.Tensor, spec: TensorSpec) -> Buffer | None:
         return self.view(like) if self.spec(like) == spec else None
 
     def assign(self, like: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            like.copy_(value)
+        wanted = self.spec(like).dtype
+        if dtypes.family(wanted) == "integer" and not dtypes.fits(value.numpy(), wanted):
+            raise UnsupportedValueError(f"its values do not fit in {like.dtype}")
+        try:
+            with torch.no_grad():
+                like.copy_(value)
+        except RuntimeError as error:  # an expanded tensor, or a cast that torch does not have
+            raise UnsupportedValueError(f"torch cannot copy into it: {error}") from None
         return like
+
+
+def _fault(value: torch.Tensor) -> str | None:
+    """Why a tensor has no plain bytes; None where it has."""
+    if type(value).__name__ == "DTensor":
+        return "a distributed tensor is saved through torch.distributed.checkpoint"
+    if torch.nn.parameter.is_lazy(value):
+        return "a lazy parameter has no values yet: run the module once before saving"
+    if value.is_nested or value.layout != torch.strided:
+        what = "nested" if value.is_nested else str(value.layout)
+    elif value.is_quantized or value.is_meta:
+        what = "meta" if value.is_meta else "quantized"
+    elif hasattr(value, "__tensor_flatten__"):
+        what = type(value).__name__
+    else:
+        return None
+    return f"a {what} tensor has no plain bytes: save its dense parts"
 
 
 def _bytes_of(tensor: torch.Tensor) -> Buffer:
@@ -99,11 +124,15 @@ def register(registry: CodecRegistry) -> None:
     """Entry point of the group `ckpt_core.codecs`."""
     registry.add_tensor(TorchCodec(), torch.Tensor)
     registry.add_object(ObjectCodec("torch.device", torch.device, str, torch.device))
-    registry.add_object(ObjectCodec("torch.dtype", torch.dtype, lambda d: str(d).removeprefix("torch."), _dtype))
+    registry.add_object(ObjectCodec("torch.dtype", torch.dtype, _dtype_name, _dtype_named))
 
 
-def _dtype(text: Any) -> torch.dtype:
-    dtype = getattr(torch, str(text), None)
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _dtype_named(name: Any) -> torch.dtype:
+    dtype = getattr(torch, str(name), None)
     if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"torch has no dtype {text!r}")
+        raise ValueError(f"torch has no dtype {name!r}")
     return dtype

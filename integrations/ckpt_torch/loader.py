@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from torch.utils.data import IterableDataset
@@ -62,6 +62,8 @@ class TrackedLoader:
         self._baseline: dict[str, Any] | None = None
         self._changed: set[str] = set()
         self._sizes: dict[str, int] = {}
+        self._first_sizes: dict[str, int] | None = None
+        self._carried: set[str] = set()
         self._grown: set[str] = set()
         self._begin: dict[str, Any] = {}
         self._tape: Tape | None = None
@@ -84,7 +86,7 @@ class TrackedLoader:
         else:
             iterator = self._resumed(position, buffered)
         self.started = True
-        return self._batches(iterator, buffered)
+        return _Batches(self, iterator, buffered)
 
     def position(self, *, ahead: int = 0, between: bool = False) -> Position:
         """Where the next batch would be fetched, as a plain value.
@@ -92,6 +94,8 @@ class TrackedLoader:
         `ahead` batches have been fetched that the training loop has not been given yet. With `between` the
         present epoch is over, however far it came.
         """
+        if self._pending is not None:
+            return self._pending
         if self.stateful:
             started = self.started and not between
             return {"kind": "own", "own": self.loader.state_dict(), "started": started, "delivered": self.delivered}
@@ -103,6 +107,7 @@ class TrackedLoader:
             "loader": _describe(self.loader),
             "memory": self._kept(self._memory.read()),
             "changed": sorted(self._changed),
+            "carried": sorted(self._carried | self._grown if between else self._carried),
         }
         if self._maker is not None and self._maker.persistent and self._maker.born is not None:
             if between:
@@ -126,6 +131,7 @@ class TrackedLoader:
                 "sampler_tape": dict(self._maker.tape.entries),
                 "continued": self._maker.continued,
                 "grown": sorted(self._grown | workers.grown),
+                "carried": sorted(self._carried | workers.carried),
                 "workers": workers.at(delivered - delivered % (self.loader.num_workers or 1)),
                 "workers_begin": self._workers_begin,
             }
@@ -150,6 +156,13 @@ class TrackedLoader:
         _warn_of_differences(self.name, position["loader"], _describe(self.loader))
         self._baseline = self._memory.read_numbers()
         self._changed.update(position["changed"])
+        self._carried.update(position["carried"])
+        if self._carried:
+            _log.warning(
+                "%s: %s kept what earlier epochs put there, which is not in the checkpoint. If that is but a "
+                "cache, all is well; if samples depend on it, the data will differ from an uninterrupted run",
+                self.name, ", ".join(sorted(self._carried)),
+            )  # fmt: skip
         absent = self._memory.write(position["memory"], numbers=frozenset(self._changed))
         if absent:
             _log.warning(
@@ -157,20 +170,8 @@ class TrackedLoader:
                 self.name, ", ".join(absent),
             )  # fmt: skip
 
-    def _batches(self, iterator: Iterator[Any], buffered: list[Any]) -> Iterator[Any]:
-        for batch in buffered:
-            yield batch
-        while True:
-            if self.before_fetch is not None:
-                self.before_fetch()
-            try:
-                batch = self._fetch(iterator)
-            except StopIteration:
-                break
-            yield batch
-        self.passes += 1
-
-    def _fetch(self, iterator: Iterator[Any]) -> Any:
+    def fetch(self, iterator: Iterator[Any]) -> Any:
+        """The next batch of an iterator that this loader made. For that iterator."""
         if self.lookahead:
             self._marks.append(read_streams())
         if self._tape is not None:
@@ -190,19 +191,18 @@ class TrackedLoader:
         if self._maker is not None and self.loader.num_workers:
             return
         sizes = self._memory.sizes()
-        grown = {path for path in sizes if sizes[path] != self._sizes.get(path, sizes[path])}
+        grown = _of_samples(path for path in sizes if sizes[path] != self._sizes.get(path, sizes[path]))
         if grown - self._grown and self._tape is None:
             self._tape = Tape()
             self._tape.begin()
-        self._grown |= {path for path in grown if path.startswith(("dataset", "collate_fn", "loader"))}
+        self._grown |= grown
 
     def _fresh(self, position: Position | None) -> Iterator[Any]:
         self._note_numbers()
         self._begin = {"streams": read_streams(), "memory": self._memory.read()}
-        self._sizes = self._memory.sizes()
-        self._grown = {path for path in self._memory.iterators if not path.startswith("sampler")}
+        self._note_sizes()
+        self._grown = _of_samples(self._memory.iterators)
         self.delivered = 0
-        self.passes = 0 if position is None else self.passes
         self._workers_begin: dict[int, Any] = {}
         self._tape = Tape() if self._must_replay() else None
         if self._maker is None:
@@ -229,7 +229,8 @@ class TrackedLoader:
         method, reason = self._method(position)
         delivered = position["delivered"]
         self._begin, self.passes = position["begin"], position["passes"]
-        self._sizes, self._grown = self._memory.sizes(), set(position["grown"])
+        self._note_sizes()
+        self._grown = set(position["grown"])
         self._workers_begin = position.get("workers_begin", {})
         aligned = delivered - delivered % (getattr(self.loader, "num_workers", 0) or 1)
         first = aligned if method == "skip" else 0
@@ -253,7 +254,7 @@ class TrackedLoader:
         self._replay(iterator, first, delivered, tape)
         for mark in position["marks"]:
             write_streams(mark)
-            buffered.append(self._fetch(iterator))
+            buffered.append(self.fetch(iterator))
         self._memory.write(position["memory"], numbers=frozenset(self._changed))
         return iterator
 
@@ -263,7 +264,7 @@ class TrackedLoader:
         for index in range(first, last):
             tape.rewind(index)
             try:
-                self._fetch(iterator)
+                self.fetch(iterator)
             except StopIteration:
                 _log.warning(
                     "%s ended after %d batches, before the position of the checkpoint (%d): it is not the "
@@ -296,6 +297,14 @@ class TrackedLoader:
             self._baseline = numbers
         self._changed.update(path for path in numbers if numbers[path] != self._baseline.get(path, numbers[path]))
 
+    def _note_sizes(self) -> None:
+        """Containers that an epoch finds longer than the first one did carry something from epoch to epoch."""
+        self._sizes = sizes = self._memory.sizes()
+        if self._first_sizes is None:
+            self._first_sizes = sizes
+        first = self._first_sizes
+        self._carried |= _of_samples(path for path in sizes if sizes[path] != first.get(path, sizes[path]))
+
     def _kept(self, memory: Mapping[str, Any]) -> dict[str, Any]:
         numbers = {path: value for path, value in memory["numbers"].items() if path in self._changed}
         return {"generators": memory["generators"], "numbers": numbers}
@@ -304,7 +313,38 @@ class TrackedLoader:
         return {"streams": moment["streams"], "memory": self._kept(moment["memory"])}
 
 
+class _Batches:
+    """One iteration. It also answers after its end, as an iterator that is asked again must."""
+
+    def __init__(self, tracked: TrackedLoader, iterator: Iterator[Any], buffered: list[Any]) -> None:
+        self._tracked = tracked
+        self._iterator = iterator
+        self._buffered = buffered
+        self._ended = False
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        if self._buffered:
+            return self._buffered.pop(0)
+        if self._tracked.before_fetch is not None:
+            self._tracked.before_fetch()
+        try:
+            if not self._ended:
+                return self._tracked.fetch(self._iterator)
+        except StopIteration:
+            self._ended = True
+            self._tracked.passes += 1
+        raise StopIteration
+
+
 _SAYS = {"own": "keeps its own position (state_dict)", "plain": "does not keep its position itself", "None": "?"}
+
+
+def _of_samples(paths: Iterable[str]) -> set[str]:
+    """Those of `paths` that samples may depend on; a sampler is walked again in any case."""
+    return {path for path in paths if path.startswith(("dataset", "collate_fn", "loader"))}
 
 
 def _roots(loader: Any) -> dict[str, object]:

@@ -88,12 +88,14 @@ class WorkerStates:
     def __init__(self, states: Mapping[int, State] | None = None) -> None:
         self.after: dict[int, State] = {worker: _copy(state) for worker, state in (states or {}).items()}
         self.grown: set[str] = set()
+        self.carried: set[str] = set()
         self._before: dict[int, State] = dict(self.after)
         self._batch: dict[int, int] = {}
 
     def begin(self) -> None:
         """The workers that are there begin another epoch."""
         self._batch = {}
+        self.carried |= self.grown
 
     def note(self, batch: int, report: bytes) -> None:
         """Take in the report that came with the `batch`-th batch of this epoch."""

@@ -12,12 +12,16 @@ import ckpt_core
 from ckpt_core import errors
 
 EXPECTED = {
+    "__version__",
     # manager and session
+    "Attempt",
     "Checkpoint",
     "CheckpointManager",
     "CheckpointReader",
+    "Decision",
     "SaveHandle",
     "Session",
+    "Workspace",
     # hooks
     "BaseHook",
     "HookContext",
@@ -50,8 +54,6 @@ EXPECTED = {
     "HookError",
     "MissingExtraError",
     "NotFoundError",
-    "ObjectExistsError",
-    "ObjectNotFoundError",
     "SaveNotDoneError",
     "StateError",
     "StateMismatchError",
@@ -66,10 +68,12 @@ def test_the_list_is_the_list() -> None:
 
 
 def test_every_error_is_public() -> None:
-    assert set(errors.__all__) <= EXPECTED
+    # A store raises these two to the repository, which says in the words of its caller what they mean.
+    between_floors = {"ObjectExistsError", "ObjectNotFoundError"}
+    assert set(errors.__all__) - between_floors <= EXPECTED
 
 
-@pytest.mark.parametrize("name", sorted(EXPECTED))
+@pytest.mark.parametrize("name", sorted(EXPECTED - {"__version__"}))
 def test_name_resolves_and_says_what_it_is(name: str) -> None:
     value = getattr(ckpt_core, name)
     # The class's own text: one inherited from `object` or from a base would say nothing of this name.

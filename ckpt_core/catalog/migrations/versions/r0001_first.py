@@ -98,6 +98,7 @@ def _checkpoints() -> None:
         ["experiment_id", "status", "step", "attempt_number", "attempt_uid", "uid"],
     )
     op.create_index("ix_checkpoints_created", "checkpoints", ["status", "created_at", "uid"])
+    op.create_index("ix_checkpoints_pinned", "checkpoints", ["experiment_id", "pinned"])
 
 
 def _metrics() -> None:

@@ -1,0 +1,126 @@
+"""`ckpt prune`: reclaims the bytes that no checkpoint names any more."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ckpt_core.cli.call import Call
+from ckpt_core.cli.options import command, yes_option
+
+if TYPE_CHECKING:
+    from ckpt_core.cli.output import Output
+    from ckpt_core.maintenance.prune import PrunePlan
+
+
+@command(
+    "prune",
+    examples=[
+        ("ckpt prune --dry-run", "what would be deleted"),
+        ("ckpt prune --yes", "without asking"),
+    ],
+)
+@click.option("-n", "--dry-run", is_flag=True, help="Print the plan and change nothing.")
+@yes_option
+def prune(call: Call, dry_run: bool) -> None:
+    """Reclaim the bytes that no checkpoint needs.
+
+    They are those of forgotten checkpoints, of interrupted saves and of half-dead packs. Forgotten
+    checkpoints are gone for good afterwards. Packs that belong to no checkpoint are left alone for an
+    hour, as a save that is running may be about to name them. Interrupted at any moment, a prune loses
+    nothing that a checkpoint needs.
+    """
+    workspace = call.workspace
+    plan = workspace.plan_prune()
+    data = _record(plan)
+    if not (call.json or call.quiet):
+        _show_plan(call.output, plan, dry_run)
+    if dry_run or plan.empty:
+        pruned = None
+        if not dry_run:
+            pruned = workspace.prune(plan)  # sweeps stale temporaries
+    else:
+        call.confirm(
+            f"Delete {len(plan.packs)} packs and {len(plan.manifests)} forgotten checkpoints for good?"
+        )
+        pruned = workspace.prune(plan)
+
+    def show(output: Output) -> None:
+        from ckpt_core.cli.words import size
+
+        if pruned is not None and (pruned.freed or not plan.empty):
+            swept = (
+                f", {size(pruned.temporaries)} of them left by interrupted writes"
+                if pruned.temporaries
+                else ""
+            )
+            output.line(f"reclaimed {size(pruned.freed)}{swept}")
+
+    done = (
+        None
+        if pruned is None
+        else {
+            "manifests": pruned.manifests,
+            "packs": pruned.packs,
+            "rewritten": pruned.rewritten,
+            "freed": pruned.freed,
+            "temporaries": pruned.temporaries,
+        }
+    )
+    call.answer(
+        "prune",
+        {"dry_run": dry_run, "plan": data, "done": done},
+        show,
+        quiet=[str(plan.frees)] if dry_run else [],
+    )
+
+
+def _record(plan: PrunePlan) -> dict[str, Any]:
+    return {
+        "manifests": list(plan.manifests),
+        "packs": [{"name": name, "bytes": size} for name, size in plan.packs],
+        "rewrites": [
+            {"name": name, "live_bytes": live, "dead_bytes": dead} for name, live, dead in plan.rewrites
+        ],
+        "forwards": list(plan.forwards),
+        "references": list(plan.references),
+        "young": list(plan.young),
+        "frees": plan.frees,
+    }
+
+
+def _show_plan(output: Output, plan: PrunePlan, dry_run: bool) -> None:
+    from ckpt_core.cli.tables import Cell, Column, Span
+    from ckpt_core.cli.words import counted, size
+
+    rows: list[list[Cell]] = [
+        [Span("delete", "red"), name, size(count), "no checkpoint names it"] for name, count in plan.packs
+    ]
+    rows += [
+        [Span("rewrite", "yellow"), name, size(dead), f"{size(live)} of it still needed"]
+        for name, live, dead in plan.rewrites
+    ]
+    output.table(
+        [Column(""), Column("PACK", cut=True), Column("FREES", right=True), Column("WHY", cut=True)], rows
+    )
+    if rows:
+        output.line()
+    others = [
+        (len(plan.manifests), "forgotten checkpoint", None),
+        (len(plan.forwards), "stale forwarding", None),
+        (len(plan.references), "dangling tag or pin", "dangling tags and pins"),
+    ]
+    also = [counted(count, word, plural) for count, word, plural in others if count]
+    if plan.young:
+        output.note(
+            f"left alone: {counted(len(plan.young), 'pack')} that nothing names yet, under an hour old: "
+            "a running save may be about to"
+        )
+    if plan.empty:
+        output.line("nothing to prune")
+        return
+    word = "would go for good" if dry_run else "will go for good"
+    if also:
+        output.line(f"{', '.join(also)} {word}")
+    output.line(f"{size(plan.frees)} {'would be' if dry_run else 'will be'} reclaimed")

@@ -1,0 +1,93 @@
+"""`ckpt verify`: whether every byte is the byte that was written, and what damage hurts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from ckpt_core.cli import exit_codes
+from ckpt_core.cli.call import Call
+from ckpt_core.cli.options import command, complete_references, ranking_options
+
+if TYPE_CHECKING:
+    from ckpt_core.cli.output import Output
+    from ckpt_core.maintenance.verify import VerifyReport
+    from ckpt_core.model import Checkpoint
+
+
+@command(
+    "verify",
+    examples=[
+        ("ckpt verify", "every byte of the store"),
+        ("ckpt verify latest digits@best --metric val_loss", "these two"),
+        ("ckpt verify --headers-only", "quickly: documents and headers, no data"),
+    ],
+)
+@click.argument("references", metavar="[REF]...", nargs=-1, shell_complete=complete_references)
+@click.option("--headers-only", is_flag=True, help="Check documents and pack headers, and read no data.")
+@ranking_options
+def verify(call: Call, references: tuple[str, ...], headers_only: bool) -> int:
+    """Check checkpoints, or everything in the store.
+
+    Exits with 4 where anything is damaged. Nothing is changed but the record in the catalog of what was
+    found.
+    """
+    from ckpt_core.cli.progress import progress_bar
+
+    workspace = call.workspace
+    chosen = list({c.id: c for c in map(call.resolve, references)}.values()) if references else None
+    known = {c.id: c for c in workspace.index.checkpoints()}
+    with progress_bar(call.output, "verifying") as progress:
+        report = workspace.verify(chosen, read_data=not headers_only, progress=progress)
+    data = {
+        "ok": report.ok,
+        "read_data": report.read_data,
+        "checkpoints": report.checkpoints,
+        "packs": report.packs,
+        "bytes_read": report.bytes_read,
+        "problems": [
+            {"kind": p.kind, "key": p.key, "detail": p.detail, "checkpoints": list(p.checkpoints)}
+            for p in report.problems
+        ],
+        "damaged": [
+            {"id": id_, "experiment": known[id_].experiment, "step": known[id_].step}
+            if id_ in known
+            else {"id": id_}
+            for id_ in report.damaged
+        ],
+    }
+    call.answer("verify", data, lambda output: _show(output, report, known), quiet=report.damaged)
+    return exit_codes.OK if report.ok else exit_codes.CORRUPT
+
+
+def _show(output: Output, report: VerifyReport, known: dict[str, Checkpoint]) -> None:
+    from ckpt_core.cli.tables import Span
+    from ckpt_core.cli.words import counted, size
+
+    what = "read and checked" if report.read_data else "checked (headers only)"
+    counts = (
+        counted(report.checkpoints, "checkpoint"),
+        counted(report.packs, "pack"),
+        size(report.bytes_read),
+    )
+    looked = f"{', '.join(counts)} {what}"
+    if report.ok:
+        output.line(f"{looked}: ", Span("no damage", "green"))
+        return
+    for problem in report.problems:
+        output.line(Span(f"damaged ({problem.kind})", "red"), f"  {problem.key}")
+        output.line(f"    {problem.detail}")
+        hurt = [_name(id_, known) for id_ in problem.checkpoints]
+        output.line(f"    hurts {', '.join(hurt)}" if hurt else "    hurts no checkpoint")
+    output.line()
+    output.line(f"{looked}: ", Span(counted(len(report.problems), "damage", "damages"), "red"))
+    whole = [c for c in known.values() if c.id not in report.damaged]
+    if report.damaged:
+        output.line(f"{counted(len(report.damaged), 'checkpoint')} cannot be loaded whole; {len(whole)} can.")
+        output.line("Restore the damaged files from a backup, or `ckpt forget` those checkpoints.")
+
+
+def _name(id_: str, known: dict[str, Checkpoint]) -> str:
+    checkpoint = known.get(id_)
+    return f"{checkpoint.experiment} step {checkpoint.step} ({id_})" if checkpoint else id_

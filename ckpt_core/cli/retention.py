@@ -1,0 +1,98 @@
+"""From the options of `ckpt forget` to decisions: policies by lineage, or checkpoints named one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ckpt_core import clock
+from ckpt_core.cli.call import Call
+from ckpt_core.cli.listing import listed
+from ckpt_core.errors import NotFoundError, UsageError
+from ckpt_core.model import Checkpoint, Decision
+from ckpt_core.policies import (
+    KeepBest,
+    KeepEvery,
+    KeepLast,
+    KeepSpaced,
+    KeepTagged,
+    KeepWithinBytes,
+    RetentionContext,
+    RetentionPolicy,
+    decide,
+)
+
+__all__ = ["decide_all", "decide_named", "policies_from"]
+
+
+def policies_from(call: Call, keep: Mapping[str, Any]) -> list[RetentionPolicy]:
+    """The policies that the `--keep-…` options stand for. Raises UsageError."""
+    policies: list[RetentionPolicy] = []
+    if keep["keep_last"]:
+        policies.append(KeepLast(keep["keep_last"]))
+    if keep["keep_best"]:
+        if call.metric is None or not call.mode_given:
+            raise UsageError(
+                "--keep-best needs --metric NAME and --mode min|max: a guess could keep the worst",
+                kind="metric",
+            )
+        policies.append(KeepBest(keep["keep_best"], call.metric, call.mode))
+    if keep["keep_every_steps"]:
+        policies.append(KeepEvery(steps=keep["keep_every_steps"]))
+    if keep["keep_every_minutes"]:
+        policies.append(KeepEvery(minutes=keep["keep_every_minutes"]))
+    if keep["keep_tagged"]:
+        policies.append(KeepTagged(keep["keep_tagged"]))
+    spaced = {name: keep[f"keep_{name}"] or 0 for name in ("hourly", "daily", "weekly")}
+    if any(spaced.values()):
+        policies.append(KeepSpaced(**spaced))
+    if keep["keep_within"]:
+        policies.append(KeepWithinBytes(keep["keep_within"]))
+    return policies
+
+
+def decide_all(call: Call, policies: Sequence[RetentionPolicy], experiments: Sequence[str]) -> list[Decision]:
+    """What the policies say of these experiments (none named: all), lineage by lineage."""
+    found = listed(call, experiments)
+    context = RetentionContext(clock.now())
+    best = next((policy for policy in policies if isinstance(policy, KeepBest)), None)
+    lineages: dict[tuple[str, str], list[Checkpoint]] = {}
+    for checkpoint in sorted(found, key=lambda c: (c.experiment, *c.order)):
+        lineages.setdefault((checkpoint.experiment, checkpoint.attempt.lineage), []).append(checkpoint)
+    if best is not None:
+        for (experiment, _), group in lineages.items():
+            if not any(best.metric in c.metrics for c in group):
+                known = sorted({name for c in group for name in c.metrics})
+                raise NotFoundError(
+                    f"a lineage of {experiment!r} has no checkpoint with the metric {best.metric!r} (it has "
+                    f"{', '.join(known) or 'none'}), so --keep-best would keep none of it; "
+                    "choose with --experiment",
+                    kind="metric",
+                    metric=best.metric,
+                )
+    return [decision for group in lineages.values() for decision in decide(policies, group, context)]
+
+
+def decide_named(call: Call, references: Sequence[str], all_of: Sequence[str]) -> list[Decision]:
+    """That the checkpoints named are to go. Raises UsageError for pinned ones, and where an experiment would
+    be left without any though it was not named as a whole."""
+    chosen = {c.id: (c, "named") for c in map(call.resolve, references)}
+    if all_of:
+        chosen |= {c.id: (c, f"all of {c.experiment}") for c in listed(call, all_of)}
+    pinned = [c for c, _ in chosen.values() if c.pinned]
+    if pinned:
+        raise UsageError(
+            f"{pinned[0].experiment} step {pinned[0].step} ({pinned[0].id}) is pinned: `ckpt unpin` it first",
+            kind="pinned",
+            checkpoint=pinned[0].id,
+        )
+    for experiment in {c.experiment for c, _ in chosen.values()} - set(all_of):
+        standing = {c.id for c in call.workspace.index.checkpoints(experiment)}
+        if standing <= chosen.keys():
+            raise UsageError(
+                f"that would forget everything of {experiment!r}; if so, say --all-of {experiment!r}",
+                kind="everything",
+                experiment=experiment,
+            )
+    ordered = sorted(chosen.values(), key=lambda item: (item[0].experiment, *item[0].order))
+    return [Decision(checkpoint, False, (reason,)) for checkpoint, reason in ordered]

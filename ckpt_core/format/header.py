@@ -1,0 +1,143 @@
+"""Reading the header of a pack, which comes from a file and is believed in nothing that it does not prove.
+
+The layout is that of `pack`, which writes it; `docs/format.md` describes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, NoReturn
+
+import msgspec
+from msgspec import Meta
+
+from ckpt_core.errors import CkptError, CorruptionError, FormatError
+from ckpt_core.format.sealed import DIGEST_LENGTH, FORMAT, digest_text
+from ckpt_core.model import Buffer, TensorSpec
+
+__all__ = ["BLANK", "HEADER_LIMIT", "PAGE", "PREFIX", "SEAL_AT", "PackHeader", "StoredChunk", "read_header"]
+
+PAGE = 4096
+"""Headers end, and data begins, at a multiple of this."""
+
+HEADER_LIMIT = 100_000_000
+"""Bytes of JSON in a header: safetensors refuses longer ones."""
+
+PREFIX = b'{"__metadata__":{"ckpt.sha256":"'
+SEAL_AT = 8 + len(PREFIX)
+"""Where a header's own digest stands, and what stands there while it is taken."""
+BLANK = b"A" * DIGEST_LENGTH
+
+_Count = Annotated[int, Meta(ge=0, le=1 << 62)]
+_Shape = tuple[_Count, ...]
+_True = dict[str, tuple[str, str, _Shape, _Count]]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredChunk:
+    """One chunk as a pack's own header describes it. `offset` counts from the pack's beginning."""
+
+    path: str
+    spec: TensorSpec
+    begin: int
+    offset: int
+    length: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class PackHeader:
+    """A pack's header, checked against the digest inside it."""
+
+    checkpoint: str
+    header_size: int
+    data_bytes: int
+    digest: str
+    chunks: tuple[StoredChunk, ...]
+
+
+class _Entry(msgspec.Struct):
+    dtype: str
+    shape: _Shape
+    data_offsets: tuple[_Count, _Count]
+
+
+def read_header(read: Callable[[int, int], Buffer], size: int, where: str) -> PackHeader:
+    """The header of a pack of `size` bytes, checked against its own digest and against its size.
+
+    `read(offset, length)` gives bytes of the pack. Raises CorruptionError; FormatError for a newer format.
+    """
+    if size < PAGE:
+        _corrupt(where, "it is too short to be a pack")
+    length = int.from_bytes(read(0, 8).tobytes(), "little")
+    if length > min(HEADER_LIMIT, size - 8) or (length + 8) % PAGE:
+        _corrupt(where, "the length of its header is not possible")
+    raw = read(0, length + 8).tobytes()
+    if len(raw) != length + 8 or raw[8:SEAL_AT] != PREFIX:
+        _corrupt(where, "its header is not one of this engine")
+    end = SEAL_AT + DIGEST_LENGTH
+    blank = raw[:SEAL_AT] + BLANK + raw[end:]
+    if raw[SEAL_AT:end] != digest_text(hashlib.sha256(blank).digest()).encode():
+        _corrupt(where, "the SHA-256 of its header does not match")
+    try:
+        return _parsed(raw, size, where)
+    except CkptError:
+        raise
+    except (msgspec.MsgspecError, KeyError, ValueError, RecursionError) as error:
+        raise CorruptionError(f"pack {where} is damaged: {error!r}", kind="header", key=where) from error
+
+
+def _parsed(raw: bytes, size: int, where: str) -> PackHeader:
+    rows = msgspec.json.decode(raw[8:], type=dict[str, msgspec.Raw])
+    metadata = msgspec.json.decode(rows.pop("__metadata__"), type=dict[str, str])
+    if int(metadata["ckpt.format"]) > FORMAT or metadata["ckpt.digest"] != "sha256":
+        raise FormatError(
+            f"pack {where} is of format {metadata['ckpt.format']!r} with digests by "
+            f"{metadata['ckpt.digest']!r}: upgrade ckpt-core",
+            format=metadata["ckpt.format"],
+            key=where,
+        )
+    true = msgspec.json.decode(metadata.get("ckpt.tensors", "{}"), type=_True)
+    entries = [(key, msgspec.json.decode(row, type=_Entry)) for key, row in rows.items()]
+    entries.sort(key=lambda item: item[1].data_offsets)
+    chunk_bytes = int(metadata["ckpt.chunk_bytes"])
+    digests = metadata["ckpt.digests"].split()
+    _check(entries, true, chunk_bytes, len(digests), size - len(raw), where)
+    chunks: list[StoredChunk] = []
+    for key, entry in entries:
+        path, dtype, shape, begin = true.get(key, (key, entry.dtype, entry.shape, 0))
+        spec = TensorSpec(dtype, shape)
+        start, stop = entry.data_offsets
+        for at in range(start, stop, chunk_bytes):
+            length, digest = min(chunk_bytes, stop - at), digests[len(chunks)]
+            chunks.append(StoredChunk(path, spec, begin + at - start, len(raw) + at, length, digest))
+    digest = digest_text(hashlib.sha256(raw).digest())
+    return PackHeader(metadata["ckpt.checkpoint"], len(raw), size - len(raw), digest, tuple(chunks))
+
+
+def _check(
+    entries: list[tuple[str, _Entry]],
+    true: _True,
+    chunk_bytes: int,
+    digests: int,
+    data_bytes: int,
+    where: str,
+) -> None:
+    """That the entries fill the data without holes, with a digest for each chunk. Takes no memory."""
+    if chunk_bytes < 1:
+        _corrupt(where, "the length of its chunks is not possible")
+    end = count = 0
+    for key, entry in entries:
+        start, stop = entry.data_offsets
+        if start != end or stop < start or (key in true and true[key][3] % chunk_bytes):
+            _corrupt(where, "its tensors do not lie one behind the other")
+        count += -(-(stop - start) // chunk_bytes)
+        end = stop
+    if end != data_bytes or count != digests:
+        _corrupt(where, "its size or the number of its digests does not fit its header")
+
+
+def _corrupt(where: str, reason: str) -> NoReturn:
+    raise CorruptionError(f"pack {where} is damaged: {reason}", kind="header", key=where)

@@ -1,0 +1,385 @@
+"""An examination of a store: what is wrong or unusual with it, and what to do about each finding.
+
+Looks at names, sizes, ages and documents; whether the data itself is intact is for verify to say. It
+changes nothing in the store.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ckpt_core import clock
+from ckpt_core.config import version_of
+from ckpt_core.errors import CkptError, NotFoundError
+from ckpt_core.format.documents import ForwardRow, Manifest
+from ckpt_core.maintenance.census import packs_in
+from ckpt_core.maintenance.prune import ORPHAN_SECONDS
+from ckpt_core.maintenance.sizes import size
+from ckpt_core.repository import References, Repository, layout
+from ckpt_core.stores import LocalStore
+
+if TYPE_CHECKING:
+    from ckpt_core.catalog import Catalog
+
+__all__ = ["Finding", "Level", "examine"]
+
+Level = Literal["ok", "note", "warning", "error"]
+_DISTRIBUTIONS = ("ckpt-core", "numpy", "msgspec", "safetensors", "sqlalchemy", "torch", "lightning")
+_STALE_SECONDS = 24 * 3600.0  # as old as prune's sweep wants them
+_SKEW_SECONDS = 60.0
+_VERIFY_DAYS = 30
+_KNOWN = frozenset(
+    {
+        "store.json",
+        "catalog.db",
+        "catalog.db-wal",
+        "catalog.db-shm",
+        "catalog.db-journal",
+        "backups",
+        "leases",
+        "quarantine",
+        layout.MANIFESTS,
+        layout.PACKS,
+        layout.TRASH,
+        layout.REFERENCES,
+        layout.METRICS,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found. `check` is a stable word; `advice` is the next step, empty where all is well.
+
+    `ok` and `note` need nothing done; `warning` wants looking at; `error` is damage or in the way of saves.
+    """
+
+    level: Level
+    check: str
+    message: str
+    advice: str = ""
+
+
+def examine(
+    repository: Repository, references: References, open_catalog: Callable[[], Catalog]
+) -> list[Finding]:
+    """Every check, in a fixed order; a check that itself fails is a finding."""
+    found: list[Finding] = []
+    manifests = _Manifests(repository)
+    checks: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (
+        ("store", lambda: _store(repository)),
+        ("permissions", lambda: _permissions(repository)),
+        ("file-system", lambda: _file_system(repository)),
+        ("clock", lambda: _clock(repository)),
+        ("manifests", lambda: _unreadable(manifests)),
+        ("packs", lambda: _packs(repository, manifests)),
+        ("space", lambda: _space(repository, manifests)),
+        ("references", lambda: _references(references, manifests)),
+        ("catalog", lambda: _catalog(manifests, open_catalog)),
+        ("temporaries", lambda: _temporaries(repository)),
+        ("trash", lambda: _trash(repository)),
+        ("strangers", lambda: _strangers(repository)),
+        ("verified", lambda: _verified(manifests, open_catalog)),
+        ("versions", _versions),
+    )
+    for check, work in checks:
+        try:
+            found.extend(work())
+        except CkptError as error:
+            found.append(Finding("error", check, f"this check failed: {error}", "see what the message says"))
+    return found
+
+
+class _Manifests:
+    """Every live manifest, read once, and those that cannot be read."""
+
+    def __init__(self, repository: Repository) -> None:
+        self.readable: dict[str, Manifest] = {}
+        self.unreadable: dict[str, CkptError] = {}
+        self.ids: set[str] = set()
+        self.trashed = {found.id for found in repository.manifest_keys(trash=True)}
+        for found in repository.manifest_keys():
+            try:
+                self.readable[found.key] = repository.read(found.key).manifest
+            except NotFoundError:  # forgotten since the listing
+                continue
+            except CkptError as error:
+                self.unreadable[found.key] = error
+            self.ids.add(found.id)
+
+
+def _root(repository: Repository) -> Path | None:
+    store = repository.store
+    return store.root if isinstance(store, LocalStore) else None
+
+
+def _store(repository: Repository) -> Iterator[Finding]:
+    document = repository.document
+    yield Finding(
+        "ok", "store", f"format {document.format}, id {document.store_id}, made {document.created_at}"
+    )
+
+
+def _permissions(repository: Repository) -> Iterator[Finding]:
+    root = _root(repository)
+    if root is None:
+        return
+    denied = [
+        f"{path.relative_to(root.parent)} cannot be {word}"
+        for path in (root, *(root / name for name in sorted(_KNOWN) if (root / name).exists()))
+        for right, word in ((os.R_OK, "read"), (os.W_OK, "written"))
+        if not os.access(path, right)
+    ]
+    if denied:
+        yield Finding(
+            "error",
+            "permissions",
+            "; ".join(denied),
+            "give this user read and write permission (chown, chmod)",
+        )
+    else:
+        yield Finding("ok", "permissions", "this user may read and write")
+
+
+def _file_system(repository: Repository) -> Iterator[Finding]:
+    root = _root(repository)
+    if root is None:
+        return
+    from ckpt_core.catalog.mounts import is_on_network
+
+    if is_on_network(root):
+        yield Finding(
+            "note",
+            "file-system",
+            "the store is on a network file system: saves are as durable as its server says, and several "
+            "machines that write to an SQLite catalog there may corrupt it",
+            "if several machines write, keep the catalog on a local disk: --catalog sqlite:////local/catalog.db",
+        )
+    else:
+        yield Finding("ok", "file-system", "local")
+
+
+def _clock(repository: Repository) -> Iterator[Finding]:
+    root = _root(repository)
+    if root is None or not os.access(root, os.W_OK):
+        return
+    skew = repository.store.now() - clock.now().timestamp()
+    if abs(skew) > _SKEW_SECONDS:
+        yield Finding(
+            "warning",
+            "clock",
+            f"the store's clock is {skew:+.0f} s from this machine's",
+            "set both by NTP: ages and the order of checkpoints look wrong",
+        )
+
+
+def _unreadable(manifests: _Manifests) -> Iterator[Finding]:
+    for key, error in manifests.unreadable.items():
+        yield Finding(
+            "error", "manifests", f"{key}: {error}", "restore that file from a backup, or `ckpt forget` it"
+        )
+    if not manifests.unreadable:
+        yield Finding("ok", "manifests", f"{len(manifests.readable)} checkpoints, every manifest intact")
+
+
+def _packs(repository: Repository, manifests: _Manifests) -> Iterator[Finding]:
+    sizes = dict(packs_in(repository))
+    forwarded = {
+        info.key.removeprefix(f"{layout.PACKS}/").removesuffix(layout.FORWARD_SUFFIX)
+        for info in repository.store.list(layout.PACKS)
+        if info.key.endswith(layout.FORWARD_SUFFIX)
+    }
+    named = {pack.name: pack.size for manifest in manifests.readable.values() for pack in manifest.packs}
+    missing = sorted(name for name in named if name not in sizes and name not in forwarded)
+    resized = sorted(name for name, size in named.items() if sizes.get(name, size) != size)
+    for names, what in ((missing, "missing"), (resized, "not of the size they had")):
+        if names:
+            yield Finding(
+                "error",
+                "packs",
+                f"{len(names)} packs are {what}, as {names[0]}",
+                "`ckpt verify` lists what it hurts; restore the files from a backup",
+            )
+    targets = {row.pack for name in forwarded for row in _forward_rows(repository, name)}
+    orphans = sizes.keys() - named.keys() - targets
+    owned = {name for name in orphans if name.rpartition("/")[2][:26] in manifests.trashed}
+    limit = _now(repository) - ORPHAN_SECONDS
+    old = [name for name in orphans - owned if repository.store.info(layout.pack_key(name)).modified <= limit]
+    if old and not manifests.unreadable:
+        yield Finding(
+            "warning",
+            "packs",
+            f"{len(old)} packs ({size(sum(sizes[name] for name in old))}) belong to "
+            "no checkpoint: saves that were interrupted left them",
+            "`ckpt prune` removes them",
+        )
+    if not (missing or resized or old):
+        yield Finding(
+            "ok", "packs", f"{len(sizes)} packs, {size(sum(sizes.values()))}, all that are named are there"
+        )
+
+
+def _forward_rows(repository: Repository, name: str) -> Iterator[ForwardRow]:
+    with suppress(CkptError):  # verify tells of damaged forwardings
+        document = repository.forward(name)
+        yield from document.rows if document else ()
+
+
+def _now(repository: Repository) -> float:
+    root = _root(repository)
+    if root is not None and not os.access(root, os.W_OK):
+        return clock.now().timestamp()
+    return repository.store.now()
+
+
+def _space(repository: Repository, manifests: _Manifests) -> Iterator[Finding]:
+    free = repository.store.free_bytes()
+    if free is None:
+        return
+    need = max((manifest.logical_bytes for manifest in manifests.readable.values()), default=0)
+    message = f"{size(free)} free; the largest checkpoint has {size(need)}"
+    if free < need:
+        yield Finding(
+            "error", "space", message, "free some space, or `ckpt forget` and `ckpt prune` old checkpoints"
+        )
+    elif free < 3 * need:
+        yield Finding(
+            "warning", "space", message, "few more saves fit: `ckpt forget` and `ckpt prune` old checkpoints"
+        )
+    else:
+        yield Finding("ok", "space", message)
+
+
+def _references(references: References, manifests: _Manifests) -> Iterator[Finding]:
+    dangling, count = [], 0
+    keys = references.keys()
+    for key in keys:
+        try:
+            reference = references.read(key)
+        except CkptError as error:
+            yield Finding(
+                "error", "references", f"{key}: {error}", "delete that file and set the tag or pin again"
+            )
+            continue
+        count += 1
+        if reference.checkpoint not in manifests.ids:
+            dangling.append(f"{reference.experiment}@{reference.name}")
+    if dangling:
+        yield Finding(
+            "warning",
+            "references",
+            f"{len(dangling)} tags or pins name checkpoints that are gone: {', '.join(dangling[:5])}",
+            "`ckpt prune` removes them",
+        )
+    else:
+        yield Finding("ok", "references", f"{count} tags and pins, none dangling")
+
+
+def _catalog(manifests: _Manifests, open_catalog: Callable[[], Catalog]) -> Iterator[Finding]:
+    try:
+        catalog = open_catalog()
+        known = catalog.ids()
+        broken = catalog.verify_audit()
+    except CkptError as error:
+        yield Finding("error", "catalog", str(error), "`ckpt reindex` rebuilds the catalog from the store")
+        return
+    missing, extra = manifests.ids - known, known - manifests.ids
+    if missing or extra:
+        yield Finding(
+            "note",
+            "catalog",
+            f"it lacks {len(missing)} checkpoints and has {len(extra)} that are gone",
+            "nothing: the next command brings it in line (`ckpt reindex` builds it anew)",
+        )
+    if broken is not None:
+        yield Finding(
+            "warning",
+            "catalog",
+            f"its audit trail is not as it was written, from entry {broken} on",
+            "find out who changed the database; checkpoints are not touched by it",
+        )
+    if not (missing or extra or broken is not None):
+        yield Finding("ok", "catalog", f"{len(known)} checkpoints, as in the store")
+
+
+def _temporaries(repository: Repository) -> Iterator[Finding]:
+    root = _root(repository)
+    if root is None:
+        return
+    limit = _now(repository) - _STALE_SECONDS
+    count = total = 0
+    for folder, _, names in os.walk(root):
+        for name in names:
+            if name.startswith(".tmp-"):
+                with suppress(FileNotFoundError):  # its writer finished
+                    status = os.lstat(os.path.join(folder, name))
+                    if status.st_mtime < limit:
+                        count, total = count + 1, total + status.st_size
+    if count:
+        yield Finding(
+            "warning",
+            "temporaries",
+            f"{count} files ({size(total)}) are left of interrupted writes",
+            "`ckpt prune` removes them",
+        )
+    else:
+        yield Finding("ok", "temporaries", "none are stale")
+
+
+def _trash(repository: Repository) -> Iterator[Finding]:
+    count = sum(1 for _ in repository.manifest_keys(trash=True))
+    if count:
+        yield Finding(
+            "note", "trash", f"{count} forgotten checkpoints wait", "`ckpt prune` reclaims their bytes"
+        )
+
+
+def _strangers(repository: Repository) -> Iterator[Finding]:
+    root = _root(repository)
+    if root is None:
+        return
+    names = sorted(name for name in os.listdir(root) if name not in _KNOWN and not name.startswith(".tmp-"))
+    if names:
+        yield Finding(
+            "note",
+            "strangers",
+            f"the folder holds what is not the store's: {', '.join(names[:5])}",
+            "nothing, if you know what it is",
+        )
+
+
+def _verified(manifests: _Manifests, open_catalog: Callable[[], Catalog]) -> Iterator[Finding]:
+    if not manifests.ids:
+        return
+    try:
+        checks = [check for check in open_catalog().checks(limit=1000) if check.kind == "full"]
+    except CkptError:  # told by the check of the catalog
+        return
+    advice = "`ckpt verify` reads and checks every byte"
+    whole = next((check for check in checks if check.checkpoint is None), None)
+    if whole is None:
+        yield Finding("note", "verified", "the whole store was never verified", advice)
+    elif whole.outcome != "ok":
+        yield Finding(
+            "error", "verified", f"the last verification, on {clock.to_text(whole.at)}, found damage", advice
+        )
+    elif (clock.now() - whole.at).days > _VERIFY_DAYS:
+        yield Finding("note", "verified", f"last verified {(clock.now() - whole.at).days} days ago", advice)
+    else:
+        yield Finding("ok", "verified", f"last verified on {clock.to_text(whole.at)}, no damage")
+
+
+def _versions() -> Iterator[Finding]:
+    found = [f"{name} {version}" for name in _DISTRIBUTIONS if (version := version_of(name))]
+    yield Finding(
+        "ok",
+        "versions",
+        ", ".join([f"Python {platform.python_version()}", *found, f"SQLite {sqlite3.sqlite_version}"]),
+    )

@@ -1,0 +1,134 @@
+"""Loading the checkpoint that was asked for, or else the next one that verifies, and saying so loudly."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ckpt_core.errors import CkptError, CorruptionError, NotFoundError, StoreError, UsageError
+from ckpt_core.hooks import HookContext, HookEvent, HookManager, HookOutcome
+from ckpt_core.model import Checkpoint
+from ckpt_core.pipeline.loading import load_state
+from ckpt_core.pipeline.workspace import Workspace
+from ckpt_core.repository import Verify
+from ckpt_core.repository.layout import ManifestKey
+from ckpt_core.tree import registry
+
+__all__ = ["LoadRequest", "StateLoader"]
+
+_log = logging.getLogger("ckpt_core.load")
+_UNREADABLE = frozenset({"io", "not-a-file", "link"})  # kinds of StoreError that are damage to one object
+
+
+@dataclass(frozen=True, slots=True)
+class LoadRequest:
+    """What is to be loaded, and how; see `CheckpointManager.load`."""
+
+    like: Any = None
+    include: str | Sequence[str] | None = None
+    verify: Verify = "full"
+    framework: str | None = None
+
+
+class StateLoader:
+    """Loads states from one workspace, with the events around it."""
+
+    def __init__(self, workspace: Workspace, hooks: HookManager) -> None:
+        self._workspace = workspace
+        self._hooks = hooks
+
+    def load(
+        self, choices: Sequence[Checkpoint], request: LoadRequest, *, fallback: bool
+    ) -> tuple[Checkpoint, Any]:
+        """The first of `choices` that verifies, and its state; without `fallback`, the first or none.
+
+        Raises the error of the first where none can be loaded, and whatever is not damage.
+        """
+        first: CkptError | None = None
+        for checkpoint in choices if fallback else choices[:1]:
+            if first is not None:
+                _log.error(
+                    "FALLING BACK to step %d (%s): what was asked for cannot be loaded",
+                    checkpoint.step,
+                    checkpoint.id,
+                )
+            try:
+                state = self._load(checkpoint, request)
+            except CkptError as error:
+                if not self._passes_over(checkpoint, error):
+                    raise
+                first = first or error
+                continue
+            self._fire(HookEvent.AFTER_LOAD, checkpoint, data={"fallback": first is not None})
+            return checkpoint, state
+        assert first is not None, "candidates are never empty"
+        if len(choices) > 1 and fallback:
+            first.add_note(
+                f"none of the {len(choices) - 1} checkpoints to fall back to could be loaded either"
+            )
+        raise first
+
+    def pass_over(self, damaged: Sequence[tuple[ManifestKey, CkptError]], *, fallback: bool) -> None:
+        """Tells of manifests that nobody can read and that are newer than what will be loaded.
+
+        Raises CorruptionError where there is to be no fallback.
+        """
+        for parsed, error in damaged:
+            _log.error("the checkpoint of step %d (%s) cannot be loaded: %s", parsed.step, parsed.id, error)
+            context = HookContext(
+                HookEvent.CORRUPTION_FOUND, step=parsed.step, error=error, data={"key": parsed.key}
+            )
+            self._hooks.fire(context)
+        if damaged and not fallback:
+            raise damaged[-1][1]
+
+    def _load(self, checkpoint: Checkpoint, request: LoadRequest) -> Any:
+        outcome = self._fire(HookEvent.BEFORE_LOAD, checkpoint)
+        if outcome.vetoed:
+            raise UsageError(f"the load was vetoed by {'; '.join(outcome.reasons)}", kind="vetoed")
+        repository = self._workspace.repository
+        try:
+            return load_state(
+                repository,
+                repository.read(checkpoint.key).manifest,
+                registry,
+                like=request.like,
+                include=request.include,
+                verify=request.verify,
+                framework=request.framework,
+            )
+        except CkptError as error:
+            self._fire(HookEvent.LOAD_FAILED, checkpoint, error=error)
+            raise
+
+    def _passes_over(self, checkpoint: Checkpoint, error: CkptError) -> bool:
+        """Whether another checkpoint may be loaded in place of this one; if it is damaged, that is told."""
+        if isinstance(error, StoreError):
+            damage = error.kind in _UNREADABLE
+        else:
+            damage = isinstance(error, CorruptionError)
+        if not damage and not (isinstance(error, NotFoundError) and error.kind == "checkpoint"):
+            return False
+        if not self._workspace.repository.store.exists(checkpoint.key):
+            _log.warning("checkpoint %s (step %d) was forgotten meanwhile", checkpoint.id, checkpoint.step)
+            return True
+        _log.error("checkpoint %s (step %d) cannot be loaded: %s", checkpoint.id, checkpoint.step, error)
+        self._fire(HookEvent.CORRUPTION_FOUND, checkpoint, error=error)
+        self._workspace.index.tell(
+            lambda catalog: catalog.record_check(checkpoint.id, "load", "damaged", {"error": str(error)})
+        )
+        return damage
+
+    def _fire(self, event: HookEvent, checkpoint: Checkpoint, **facts: Any) -> HookOutcome:
+        context = HookContext(
+            event,
+            experiment=checkpoint.experiment,
+            step=checkpoint.step,
+            attempt=checkpoint.attempt,
+            checkpoint=checkpoint,
+            metrics=checkpoint.metrics,
+            **facts,
+        )
+        return self._hooks.fire(context)

@@ -1,0 +1,179 @@
+"""The checkpoints of one experiment as they stand: finding, loading, marking, forgetting, checking them.
+
+Everything that a manager can do without saving. Making checkpoints is the manager's own.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Sequence
+from typing import Any
+
+from ckpt_core.errors import NotFoundError, UsageError
+from ckpt_core.hooks import HookContext, HookEvent, HookManager
+from ckpt_core.maintenance.prune import Pruned, PrunePlan
+from ckpt_core.maintenance.verify import Progress, VerifyReport
+from ckpt_core.model import Checkpoint
+from ckpt_core.pipeline.fallback import LoadRequest, StateLoader
+from ckpt_core.pipeline.opened import CheckpointReader
+from ckpt_core.pipeline.resolve import Mode, candidates, newest_lineage, split_reference
+from ckpt_core.pipeline.workspace import Workspace
+from ckpt_core.repository import Verify
+from ckpt_core.tree import registry
+
+__all__ = ["Library"]
+
+
+class Library(ABC):  # noqa: B024 - abstract because it is only a part: CheckpointManager is the whole
+    """The reading half of CheckpointManager.
+
+    Everything here is about what is committed: a pending save is not there yet (`wait` for it). Thread-safe.
+    """
+
+    def __init__(
+        self, workspace: Workspace, experiment: str, hooks: HookManager, metric: str | None, mode: Mode
+    ) -> None:
+        self.workspace = workspace
+        self.experiment = experiment
+        self.hooks = hooks
+        self.metric = metric
+        self.mode: Mode = mode
+        self.loaded: Checkpoint | None = None
+        self._loader = StateLoader(workspace, hooks)
+
+    # -- finding ----------------------------------------------------------------------------------
+
+    def resolve(self, ref: str = "latest") -> Checkpoint:
+        """The checkpoint that a reference means: `[experiment@]latest|best|step=N|tag|id prefix`.
+
+        Raises NotFoundError, UsageError; CorruptionError where no manifest of the experiment can be read.
+        """
+        return self._candidates(ref)[0]
+
+    def checkpoints(self, *, all_lineages: bool = True) -> list[Checkpoint]:
+        """All checkpoints of the experiment (or of its newest lineage), from the oldest to the newest."""
+        found = self.workspace.index.checkpoints(self.experiment)
+        return found if all_lineages or not found else newest_lineage(found)
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint of the newest attempt that saved; None where there is none."""
+        return self.workspace.index.newest(self.experiment)
+
+    def best(self) -> Checkpoint | None:
+        """The best by the manager's metric in the newest lineage; None where none carries it.
+
+        Raises UsageError where the manager has no metric.
+        """
+        try:
+            return self._candidates("best")[0]
+        except NotFoundError:
+            return None
+
+    # -- loading ----------------------------------------------------------------------------------
+
+    def load(
+        self,
+        ref: str = "latest",
+        *,
+        like: Any = None,
+        include: str | Sequence[str] | None = None,
+        verify: Verify = "full",
+        fallback: bool = True,
+        framework: str | None = None,
+    ) -> Any:
+        """The state of a checkpoint.
+
+        `like`: a state into whose structure, dtypes and devices it is loaded, its tensors filled in place;
+        without it come plain containers and tensors of the framework that saved them, or of `framework`.
+        `include`: paths, subtrees or shell patterns to load, the rest is not read. `verify`: `full` checks
+        every byte read and the headers of its packs, `lazy` every byte read, `off` none. Where `latest` or
+        `best` is damaged, the next one of its lineage that verifies is loaded, and the log and the event
+        CORRUPTION_FOUND say so, unless `fallback` is off. `loaded` then tells which one it was.
+
+        Raises NotFoundError, CorruptionError, StateMismatchError (names the paths), FormatError,
+        MissingExtraError. After an error the tensors of `like` may be partly overwritten.
+        """
+        choices = self._candidates(ref)
+        experiment, reference = split_reference(ref, self.experiment)
+        if reference == "latest":
+            damaged = self.workspace.index.damaged(experiment)
+            self._loader.pass_over([d for d in damaged if d[0].id > choices[0].id], fallback=fallback)
+        request = LoadRequest(like, include, verify, framework)
+        self.loaded, state = self._loader.load(choices, request, fallback=fallback)
+        return state
+
+    def open(
+        self, ref: str = "latest", *, verify: Verify = "lazy", framework: str | None = None
+    ) -> CheckpointReader:
+        """A checkpoint for reading piece by piece: `reader["model/embed.weight"][1000:2000]`.
+
+        Reads one manifest now, and later only the chunks asked for, each checked unless `verify` is `off`.
+        """
+        checkpoint = self.resolve(ref)
+        repository = self.workspace.repository
+        manifest = repository.read(checkpoint.key).manifest
+        return CheckpointReader(
+            repository, manifest, checkpoint, registry, verify=verify, framework=framework
+        )
+
+    # -- marks ------------------------------------------------------------------------------------
+
+    def tag(self, ref: str, tag: str) -> None:
+        """Points a tag to a checkpoint, away from any other of the experiment."""
+        self.workspace.tag(self.resolve(ref), tag)
+
+    def untag(self, tag: str) -> None:
+        """Removes a tag of the experiment."""
+        self.workspace.untag(self.experiment, tag)
+
+    def pin(self, ref: str) -> None:
+        """Keeps a checkpoint from every retention policy."""
+        self.workspace.pin(self.resolve(ref))
+
+    def unpin(self, ref: str) -> None:
+        """Leaves a checkpoint to the retention policies again."""
+        self.workspace.unpin(self.resolve(ref))
+
+    # -- maintenance ------------------------------------------------------------------------------
+
+    def forget(self, ref: str) -> Checkpoint:
+        """Drops a checkpoint: it is no longer listed or loaded. `prune` reclaims its bytes.
+
+        Raises NotFoundError; UsageError (kind `vetoed`) where a hook keeps it.
+        """
+        checkpoint = self.resolve(ref)
+        facts: dict[str, Any] = {
+            "experiment": checkpoint.experiment, "step": checkpoint.step, "attempt": checkpoint.attempt,
+            "checkpoint": checkpoint, "metrics": checkpoint.metrics, "reason": "forget",
+        }  # fmt: skip
+        outcome = self.hooks.fire(HookContext(HookEvent.BEFORE_DELETE, **facts))
+        if outcome.vetoed:
+            raise UsageError(f"not forgotten: {'; '.join(outcome.reasons)}", kind="vetoed")
+        if not self.workspace.forget([checkpoint]):
+            raise NotFoundError(f"checkpoint {checkpoint.id} was forgotten meanwhile", reference=ref)
+        self.hooks.fire(HookContext(HookEvent.AFTER_DELETE, **facts))
+        return checkpoint
+
+    def plan_prune(self) -> PrunePlan:
+        """The bytes that nothing names any more, as a plan for `prune`."""
+        return self.workspace.plan_prune()
+
+    def prune(self, plan: PrunePlan | None = None) -> Pruned:
+        """Reclaims the bytes that nothing names any more. Saves may go on meanwhile, here and elsewhere."""
+        return self.workspace.prune(self.plan_prune() if plan is None else plan)
+
+    def verify(
+        self, ref: str | None = None, *, read_data: bool = True, progress: Progress | None = None
+    ) -> VerifyReport:
+        """Checks one checkpoint, or (None) every byte of the store. Damage is reported, not raised."""
+        chosen = None if ref is None else [self.resolve(ref)]
+        report = self.workspace.verify(chosen, read_data=read_data, progress=progress)
+        if not report.ok:
+            facts = {"problems": report.problems, "damaged": report.damaged}
+            self.hooks.fire(HookContext(HookEvent.CORRUPTION_FOUND, experiment=self.experiment, data=facts))
+        return report
+
+    def _candidates(self, ref: str) -> list[Checkpoint]:
+        return candidates(
+            self.workspace.index, ref, experiment=self.experiment, metric=self.metric, mode=self.mode
+        )

@@ -1,0 +1,58 @@
+"""Whether an intact manifest makes sense: it comes from a file, and nothing in it is believed unproved."""
+
+from __future__ import annotations
+
+import math
+
+from ckpt_core.errors import CorruptionError, FormatError
+from ckpt_core.format.documents import Manifest, TensorRecord
+from ckpt_core.format.names import fault_in_stored
+from ckpt_core.model import TensorSpec
+from ckpt_core.tree import check_tree, dtypes
+
+__all__ = ["check_manifest"]
+
+_MOST_AXES = 64
+_LARGEST = 1 << 62
+
+
+def check_manifest(manifest: Manifest, where: str) -> None:
+    """Raises CorruptionError where a manifest, though intact, contradicts itself; FormatError where it
+    holds what this version cannot read.
+
+    After this no number in it leads outside a pack or a list, and none asks for more memory than the packs
+    that it names have bytes.
+    """
+    fault = fault_in_stored(manifest.experiment)
+    if fault:
+        raise CorruptionError(
+            f"{where} is damaged: its experiment {manifest.experiment!a} {fault}", kind="document", key=where
+        )
+    for index, tensor in enumerate(manifest.tensors):
+        fault = _fault(tensor, manifest, where)
+        if fault:
+            raise CorruptionError(f"{where} is damaged: tensor {index} {fault}", kind="document", key=where)
+    try:
+        check_tree(manifest.state, len(manifest.tensors))
+    except FormatError as error:
+        raise FormatError(f"{where} cannot be read: {error}", kind=error.kind, key=where) from error
+
+
+def _fault(tensor: TensorRecord, manifest: Manifest, where: str) -> str | None:
+    if len(tensor.shards) != 1 or tensor.shards[0].offset is not None:
+        raise FormatError(
+            f"{where} holds a tensor in several shards: upgrade ckpt-core", kind="sharded", key=where
+        )
+    # Also where one axis is empty, the others must be such that a framework can hold the shape.
+    extent = math.prod(length for length in tensor.shape if length)
+    if len(tensor.shape) > _MOST_AXES or extent > _LARGEST:
+        return f"has an impossible shape of {len(tensor.shape)} axes"
+    size = dtypes.nbytes(TensorSpec(tensor.dtype, tensor.shape))
+    chunks = tensor.shards[0].chunks
+    if len(chunks) != -(-size // manifest.chunk_bytes):
+        return "has too few or too many chunks"
+    for number, chunk in enumerate(chunks):
+        length = min(manifest.chunk_bytes, size - number * manifest.chunk_bytes)
+        if chunk.pack >= len(manifest.packs) or chunk.offset + length > manifest.packs[chunk.pack].size:
+            return "has a chunk that lies outside its pack"
+    return None

@@ -1,0 +1,280 @@
+"""What all adapters share: events to hooks, requests to saves at safe points, preemption, resume, the end.
+
+A session knows no framework. The adapter tells it what happens and hands it a function that captures the
+state; the session says when to call it. The saving itself is the manager's.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from signal import Signals
+from typing import Any, Literal
+
+from ckpt_core.errors import SaveNotDoneError
+from ckpt_core.hooks import HookContext, HookEvent
+from ckpt_core.manager import CheckpointManager
+from ckpt_core.model import Checkpoint
+from ckpt_core.pipeline.queue import SaveHandle
+from ckpt_core.preemption import PREEMPTION_SIGNALS, PreemptionSignals
+from ckpt_core.tracker import as_metrics
+
+__all__ = ["Capture", "Resumption", "Session"]
+
+_log = logging.getLogger("ckpt_core.session")
+
+Capture = Callable[[], Mapping[str, Any]]
+"""Gives the state of the training run at this instant. The key `session` in it is the session's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """How a session began. `state` is what to restore; None where training starts from nothing.
+
+    `kind`: `fresh` (there was nothing before), `new-attempt` (there was, and it is left alone), `resumed`,
+    or `complete` (the checkpoint is of a training that had come to its end).
+    """
+
+    kind: Literal["fresh", "new-attempt", "resumed", "complete"]
+    checkpoint: Checkpoint | None = None
+    state: dict[str, Any] | None = None
+
+    @property
+    def step(self) -> int:
+        """The step that training goes on from."""
+        return self.checkpoint.step if self.checkpoint is not None else 0
+
+
+class Session:
+    """One run of a training program over one manager.
+
+    The adapter calls, in this order: `resume`, `begin`, then the events as they happen and `safe_point` at
+    every instant at which a resume would be exact, and at last `finish` or `fail`. All from one thread.
+    """
+
+    def __init__(
+        self, manager: CheckpointManager, *, signals: Iterable[Signals] = PREEMPTION_SIGNALS
+    ) -> None:
+        self.manager = manager
+        self._signals = PreemptionSignals(signals)
+        self._requests: list[str] = []
+        self._metrics: dict[str, float] = {}
+        self._metrics_step: int | None = None
+        self._moves = 0
+        self._saved: tuple[int, bool] | None = None
+        self._handle: SaveHandle | None = None
+        self._ended = False
+        self.resumption = Resumption("fresh")
+
+    # -- the beginning ----------------------------------------------------------------------------
+
+    def resume(self, resume: str | None = "auto") -> Resumption:
+        """Decides what to go on from, loads it, and begins the manager's attempt accordingly.
+
+        `"auto"`: the newest checkpoint, or a fresh start where there is none. None: a new attempt, whatever
+        there is. Anything else is a reference. Raises NotFoundError (never for `"auto"`), CorruptionError.
+        """
+        if resume is None:
+            return self._start_anew()
+        if resume == "auto" and self.manager.latest() is None:
+            return self._start_anew()
+        reference = "latest" if resume == "auto" else resume
+        state = self.manager.load(reference)
+        assert self.manager.loaded is not None
+        return self.resumed(self.manager.loaded, state)
+
+    def resumed(self, checkpoint: Checkpoint, state: dict[str, Any]) -> Resumption:
+        """Goes on from a checkpoint that was loaded already: begins the attempt that continues it."""
+        facts = state.pop("session", {})
+        complete = bool(facts.get("finished"))
+        attempt = self.manager.begin_attempt(checkpoint)
+        self.resumption = Resumption("complete" if complete else "resumed", checkpoint, state)
+        _log.info(
+            "%s: resumed from checkpoint %s, step %d, saved by attempt %d; this is attempt %d",
+            self.manager.experiment, checkpoint.id, checkpoint.step, checkpoint.attempt.number, attempt.number,
+        )  # fmt: skip
+        return self.resumption
+
+    def _start_anew(self) -> Resumption:
+        there = self.manager.latest()
+        attempt = self.manager.begin_attempt(None)
+        if there is None:
+            _log.info("%s: a fresh start, there are no checkpoints yet", self.manager.experiment)
+            self.resumption = Resumption("fresh")
+        else:
+            _log.info(
+                "%s: attempt %d starts from nothing; the checkpoints of earlier attempts (the newest is step "
+                "%d of attempt %d) stay as they are",
+                self.manager.experiment, attempt.number, there.step, there.attempt.number,
+            )  # fmt: skip
+            self.resumption = Resumption("new-attempt")
+        return self.resumption
+
+    def nothing_to_do(self) -> None:
+        """The adapter found that the training it resumed is complete; `finish` will save nothing."""
+        _log.info(
+            "%s: training is already complete at step %d: nothing to do",
+            self.manager.experiment, self.resumption.step,
+        )  # fmt: skip
+
+    def begin(self, step: int, epoch: int | None = None) -> None:
+        """Training begins, or goes on: TRAIN_BEGIN. Signals are noted from here on."""
+        self._signals.install()
+        self._fire(HookEvent.TRAIN_BEGIN, step, epoch)
+
+    # -- what happens -----------------------------------------------------------------------------
+
+    def epoch_begin(self, step: int, epoch: int) -> None:
+        """EPOCH_BEGIN."""
+        self._fire(HookEvent.EPOCH_BEGIN, step, epoch)
+
+    def step_end(self, step: int, epoch: int | None = None, metrics: Mapping[str, Any] | None = None) -> None:
+        """A step was made: STEP_END. Metrics of earlier steps do not belong to the weights any more."""
+        self._move(HookEvent.STEP_END, step, epoch, metrics)
+
+    def evaluate_end(self, step: int, epoch: int | None = None, metrics: Mapping[str, Any] | None = None) -> None:
+        """The weights of this step were evaluated: EVALUATE_END."""
+        self._move(HookEvent.EVALUATE_END, step, epoch, metrics)
+
+    def epoch_end(self, step: int, epoch: int, metrics: Mapping[str, Any] | None = None) -> None:
+        """Epoch number `epoch`, from 0, is over: EPOCH_END."""
+        self._move(HookEvent.EPOCH_END, step, epoch, metrics)
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Adds metrics to the series and to the next checkpoint of this very step."""
+        if metrics:
+            self._note_metrics(as_metrics(metrics), step)
+
+    def request(self, reason: str) -> None:
+        """Asks for a save at the next safe point."""
+        self._requests.append(reason)
+
+    @property
+    def due(self) -> bool:
+        """Whether the next safe point will save."""
+        return bool(self._requests) or self.preempted is not None
+
+    @property
+    def preempted(self) -> Signals | None:
+        """The signal that has announced the end, if one has."""
+        return self._signals.received
+
+    # -- saving -----------------------------------------------------------------------------------
+
+    def safe_point(
+        self, step: int, epoch: int | None, capture: Capture, *, finished: bool = False
+    ) -> SaveHandle | None:
+        """A resume from this instant would be exact: make the save that is due, if one is.
+
+        `finished`: there is nothing left to train. After a preemption signal it is durable before this goes on, and then the earlier handler of the
+        signal is called, which may end the process.
+        """
+        if self.preempted is not None:
+            self._preempt(self.preempted, step, epoch, capture)
+            return None
+        if not self._requests:
+            return None
+        reason, self._requests = "; ".join(dict.fromkeys(self._requests)), []
+        return self._save(step, capture, reason, finished=finished)
+
+    def finish(self, step: int, epoch: int | None, capture: Capture) -> None:
+        """Training came to its end: TRAIN_END and the last save.
+
+        Returns when everything is durable. Raises what prevented the last save, as nothing else holds the
+        result of the training.
+        """
+        if self._ended:
+            return
+        self._ended = True
+        try:
+            self._fire(HookEvent.TRAIN_END, step, epoch)
+            if self._saved == (self._moves, True):
+                assert self._handle is not None
+                self._handle.result()
+            elif self._moves or self.resumption.kind != "complete":
+                self._save(step, capture, "end of training", finished=True, wait=True)
+        except SaveNotDoneError as error:
+            _log.warning("%s", error)
+        finally:
+            self.manager.wait()
+        if self.preempted is not None:  # it came too late to be noticed: what it announced is still to come
+            self._signals.pass_on()
+
+    def fail(self, error: BaseException, step: int, epoch: int | None, capture: Capture | None = None) -> None:
+        """Training ended by an exception, which the caller lets go on: TRAIN_FAILED, and wait for saves.
+
+        `capture` only where this is a safe point: then what was not saved yet is. Raises nothing.
+        """
+        if self._ended:
+            return
+        self._ended = True
+        try:
+            self._fire(HookEvent.TRAIN_FAILED, step, epoch, error=error, reason=type(error).__name__)
+            if capture is not None and not self._is_saved:
+                self._save(step, capture, f"{type(error).__name__} ended training", wait=True)
+        except Exception as second:
+            _log.error("no save after %s: %s", type(error).__name__, second)
+        finally:
+            self.manager.wait()
+
+    def close(self) -> None:
+        """Gives the signals back, whatever happened. May be repeated."""
+        self._signals.uninstall()
+
+    # -- details ----------------------------------------------------------------------------------
+
+    def _preempt(self, number: Signals, step: int, epoch: int | None, capture: Capture) -> None:
+        self._fire(HookEvent.PREEMPTED, step, epoch, reason=number.name)
+        self._requests.clear()
+        try:
+            if self._is_saved:
+                self.manager.wait()
+            else:
+                self._save(step, capture, number.name, wait=True)
+        except Exception as error:
+            _log.error("the save before %s takes its course failed: %s", number.name, error)
+        self._signals.pass_on()
+
+    def _save(
+        self, step: int, capture: Capture, reason: str, *, finished: bool = False, wait: bool = False
+    ) -> SaveHandle | None:
+        state = {**capture(), "session": {"finished": finished}}
+        metrics = self._usable(self._metrics if self._metrics_step == step else {}, step)
+        self._handle = self.manager.save(state, step=step, metrics=metrics, reason=reason, wait=wait)
+        self._saved = (self._moves, finished)
+        return self._handle
+
+    @property
+    def _is_saved(self) -> bool:
+        """Whether nothing has happened since the last save."""
+        return self._saved is not None and self._saved[0] == self._moves
+
+    def _usable(self, metrics: Mapping[str, float], step: int) -> dict[str, float]:
+        # A NaN cannot take part in "best", and is no reason to lose a checkpoint.
+        best = self.manager.metric
+        if best is None or not math.isnan(metrics.get(best, 0.0)):
+            return dict(metrics)
+        _log.warning("metric %s is NaN at step %d: the checkpoint is saved without it", best, step)
+        return {name: value for name, value in metrics.items() if name != best}
+
+    def _move(self, event: HookEvent, step: int, epoch: int | None, metrics: Mapping[str, Any] | None) -> None:
+        self._moves += 1
+        self._note_metrics(as_metrics(metrics), step)
+        self._requests.extend(self._fire(event, step, epoch))
+
+    def _note_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        if step != self._metrics_step:
+            self._metrics, self._metrics_step = {}, step
+        self._metrics.update(metrics)
+        if metrics:
+            self.manager.log(metrics, step=step)
+
+    def _fire(self, event: HookEvent, step: int, epoch: int | None, **facts: Any) -> tuple[str, ...]:
+        metrics = self._metrics if self._metrics_step == step else {}
+        context = HookContext(
+            event, step=step, epoch=epoch, experiment=self.manager.experiment,
+            attempt=self.manager.attempt, metrics=metrics, **facts,
+        )  # fmt: skip
+        return self.manager.hooks.fire(context).save_requests

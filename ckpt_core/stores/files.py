@@ -1,0 +1,175 @@
+"""Single files of a local store: reading one, writing one durably, and what the system's errors mean.
+
+Every file is reached through the descriptor of its folder, which `local` has opened without following links.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NoReturn
+
+from ckpt_core import ids
+from ckpt_core.errors import ObjectExistsError, ObjectNotFoundError, StoreError
+from ckpt_core.model import Buffer
+from ckpt_core.stores.contract import TEMPORARY, Bytes, ObjectReader, ObjectWriter, view_of
+
+__all__ = ["FileReader", "FileWriter", "new_temporary", "sync_folder", "translated"]
+
+_KINDS = {
+    errno.ENOSPC: "full", errno.EDQUOT: "full", errno.EROFS: "read-only", errno.EACCES: "permission",
+    errno.EPERM: "permission", errno.ENOTDIR: "not-a-folder", errno.ELOOP: "link", errno.EMFILE: "files",
+    errno.ENFILE: "files",
+}  # fmt: skip
+_ADVICE = {
+    "full": "the disk or quota is full: free space, or `ckpt forget` and `ckpt prune` old checkpoints",
+    "read-only": "the file system is read-only: remount it for writing or choose another store",
+    "permission": "permission denied: check the owner and mode of the folder",
+    "not-a-folder": "a part of the path is a file, not a folder: choose another path",
+    "link": "a symbolic link stands inside the store, which is not followed: replace it by a real folder",
+    "files": "too many files are open: close some, or raise the limit (`ulimit -n`)",
+    "io": "the operating system reported an input/output error: check the disk",
+}
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+@contextmanager
+def translated(path: Path, key: str) -> Iterator[None]:
+    """Turns what the system says of `path`, the file of `key`, into an error of this engine."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        _fail(path, key, error)
+
+
+def _fail(path: Path, key: str, error: OSError) -> NoReturn:
+    facts = {"key": key, "path": str(path)}
+    if isinstance(error, FileNotFoundError):
+        raise ObjectNotFoundError(f"{path} does not exist", **facts) from error
+    if isinstance(error, FileExistsError):
+        raise ObjectExistsError(f"{path} already exists and is not overwritten", **facts) from error
+    kind = _KINDS.get(error.errno or 0, "io")
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    raise StoreError(f"{path}: {reason}; {_ADVICE[kind]}", kind=kind, **facts) from error
+
+
+class FileReader(ObjectReader):
+    """An open file. Whoever opened it closes the descriptor."""
+
+    def __init__(self, path: Path, key: str, fd: int, size: int) -> None:
+        self.size = size
+        self._path = path
+        self._key = key
+        self._fd = fd
+
+    def read_into(self, offset: int, out: Buffer) -> int:
+        view = out.data
+        done = 0
+        with translated(self._path, self._key):
+            while done < view.nbytes:
+                count = os.preadv(self._fd, [view[done:]], offset + done)
+                if count == 0:
+                    break
+                done += count
+        return done
+
+
+class FileWriter(ObjectWriter):
+    """A temporary file beside its final name. Owns two descriptors: the file's and (from its making on) the
+    folder's."""
+
+    def __init__(self, path: Path, key: str, folder: int) -> None:
+        self._path = path
+        self._key = key
+        self._folder = folder
+        self._open = True
+        try:
+            with translated(path, key):
+                self._temporary, self._fd = new_temporary(folder)
+        except BaseException:
+            os.close(folder)
+            raise
+
+    def write(self, offset: int, data: Bytes) -> None:
+        view = view_of(data)
+        with translated(self._path, self._key):
+            while view.nbytes:
+                count = os.pwrite(self._fd, view, offset)
+                view, offset = view[count:], offset + count
+
+    def commit(self) -> None:
+        with translated(self._path, self._key):
+            os.fsync(self._fd)  # an error here is final: the kernel may have dropped the pages
+            self._take_name()
+            try:
+                sync_folder(self._folder)
+            except OSError:
+                with suppress(OSError):
+                    os.unlink(self._path.name, dir_fd=self._folder)
+                raise
+        self._close()
+
+    def replace(self) -> None:
+        """As `commit`, but takes the place of an object that is there."""
+        with translated(self._path, self._key):
+            os.fsync(self._fd)
+            self._rename()
+            sync_folder(self._folder)
+        self._close()
+
+    def discard(self) -> None:
+        if self._open:
+            with suppress(OSError):
+                os.unlink(self._temporary, dir_fd=self._folder)
+            self._close()
+
+    def _take_name(self) -> None:
+        name = self._path.name
+        try:
+            os.link(
+                self._temporary,
+                name,
+                src_dir_fd=self._folder,
+                dst_dir_fd=self._folder,
+                follow_symlinks=False,
+            )
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            # A file system without hard links. Names carry ULIDs, so only a retry of our own can meet one.
+            with suppress(FileNotFoundError):
+                os.stat(name, dir_fd=self._folder, follow_symlinks=False)
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+            self._rename()
+        else:
+            with suppress(OSError):  # a second name that nobody lists, until the next sweep
+                os.unlink(self._temporary, dir_fd=self._folder)
+
+    def _rename(self) -> None:
+        os.rename(self._temporary, self._path.name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+
+    def _close(self) -> None:
+        self._open = False
+        os.close(self._fd)
+        os.close(self._folder)
+
+
+def new_temporary(folder: int) -> tuple[str, int]:
+    """A new empty file in a folder under a name that is no key, and its descriptor."""
+    name = f"{TEMPORARY}{ids.token()}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return name, os.open(name, flags, 0o666, dir_fd=folder)
+
+
+def sync_folder(fd: int) -> None:
+    """Makes the names in a folder durable."""
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # the file system has no notion of it
+            raise

@@ -1,0 +1,227 @@
+"""The tree of a state as manifests hold it: its grammar, walking it, and checking one that comes from a file.
+
+Data and nothing else stands in a tree: `None`, booleans, numbers and strings as themselves, lists as
+JSON arrays, dicts with plain string keys as JSON objects. Everything else is an object with one key
+that begins with `$`: `$tensor`, `$tuple`, `$namedtuple`, `$dict`, `$bytes`, `$float`, `$int`,
+`$complex`, `$object`. `docs/format.md` lists them.
+"""
+
+from __future__ import annotations
+
+import base64
+import enum
+import re
+import struct
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ckpt_core.errors import FormatError
+
+__all__ = [
+    "INLINE_BYTES",
+    "MAX_DEPTH",
+    "TAGS",
+    "base_value",
+    "check_tree",
+    "child_path",
+    "children",
+    "key_component",
+    "plain_value",
+    "tag_of",
+    "tensor_paths",
+    "walk",
+]
+
+MAX_DEPTH = 100
+"""Containers within containers that a state may have. A tree of that depth is read and rebuilt without
+coming near Python's limit on recursion, wherever it is loaded."""
+
+INLINE_BYTES = 1024
+"""Byte strings up to this length stand in the manifest; longer ones are stored as tensors."""
+
+_FLOAT = re.compile("[0-9a-f]{16}")
+_INT = re.compile("-?0x[0-9a-f]+")
+
+
+def base_value(value: Any) -> Any:
+    """An instance of a subclass of a plain type (but an enumeration's) as one of the type itself."""
+    if value is None or isinstance(value, (bool, enum.Enum)):
+        return value
+    if isinstance(value, int):
+        return int.__index__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
+    return str.__str__(value) if isinstance(value, str) else value
+
+
+def key_component(key: Any) -> str:
+    """How a dict's key stands in a path, which is unique: `/` as `~1` and `~` as `~0` (RFC 6901)."""
+    key = base_value(key)
+    huge = type(key) is int and key.bit_length() > 64  # Python refuses to write very long ones in decimal
+    return (hex(key) if huge else str(key)).replace("~", "~0").replace("/", "~1")
+
+
+def child_path(parent: str | None, component: str) -> str:
+    """The path of a child; the parent of the topmost ones is None."""
+    return component if parent is None else f"{parent}/{component}"
+
+
+def tag_of(node: dict[str, Any]) -> str | None:
+    """The `$tag` of a node that is more than a plain dict. Raises FormatError for an unknown one."""
+    if len(node) != 1:
+        return None
+    tag = next(iter(node))
+    if not tag.startswith("$"):
+        return None
+    if tag not in TAGS:
+        raise FormatError(
+            f"the state's tree holds {tag!r}, which this version of ckpt-core does not know: upgrade it",
+            kind="tree",
+        )
+    return tag
+
+
+def children(node: Any, path: str | None) -> list[tuple[str | None, Any]] | None:
+    """(path, node) of each child of a container's node; None for a leaf."""
+    if isinstance(node, list):
+        return [(child_path(path, str(i)), item) for i, item in enumerate(node)]
+    if not isinstance(node, dict):
+        return None
+    tag = tag_of(node)
+    if tag is None:
+        return [(child_path(path, key_component(key)), item) for key, item in node.items()]
+    body = node[tag]
+    if tag == "$tuple":
+        return children(body, path)
+    if tag == "$namedtuple":
+        return [(child_path(path, name), item) for name, item in body["fields"].items()]
+    if tag == "$dict":
+        return [(child_path(path, key_component(plain_value(key))), item) for key, item in body]
+    if tag == "$object":
+        return [(path, body["value"])]
+    return None
+
+
+def plain_value(node: Any) -> Any:
+    """The value of a leaf's node that is not a tensor."""
+    if not isinstance(node, dict) or (tag := tag_of(node)) is None:
+        return node
+    body = node[tag]
+    if tag == "$int":
+        return int(body, 16)
+    if tag == "$float":
+        return struct.unpack(">d", bytes.fromhex(body))[0]
+    if tag == "$complex":
+        return complex(plain_value(body[0]), plain_value(body[1]))
+    if tag == "$bytes":
+        return base64.b64decode(body)
+    raise FormatError(f"{tag!r} is not a plain value", kind="tree")
+
+
+def walk(node: Any, path: str | None = None) -> Iterator[tuple[str, Any]]:
+    """Every leaf of a tree as (path, node): tensors as `{"$tensor": i}`, plain values as they stand."""
+    below = children(node, path)
+    if below is None:
+        yield (path or "", node)
+        return
+    for child, item in below:
+        yield from walk(item, child)
+
+
+def tensor_paths(tree: Any) -> dict[str, int]:
+    """The index of the tensor at each path of a tree; tied tensors stand under every one of their paths."""
+    leaves = walk(tree)
+    return {path: node["$tensor"] for path, node in leaves if isinstance(node, dict) and "$tensor" in node}
+
+
+def check_tree(tree: Any, tensors: int) -> None:
+    """Raises FormatError (kind `tree`) for what is no tree over so many tensors, or too deep a one.
+
+    The other functions of this module, and those that rebuild a state, may trust a tree that passed.
+    """
+    todo: list[tuple[Any, int]] = [(tree, 0)]
+    while todo:  # no recursion: the depth comes from a file
+        node, depth = todo.pop()
+        below: list[Any] | None = None
+        if isinstance(node, list):
+            below = node
+        elif isinstance(node, dict):
+            tag = tag_of(node)
+            below = list(node.values()) if tag is None else _below(tag, node[tag], tensors)
+        if below is None:
+            continue
+        if depth >= MAX_DEPTH:
+            raise FormatError(f"the state's tree is nested over {MAX_DEPTH} levels deep", kind="tree")
+        todo.extend((item, depth + 1) for item in below)
+
+
+def _below(tag: str, body: Any, tensors: int) -> list[Any] | None:
+    """The trees below a tagged node; None for a leaf."""
+    below: list[Any] | None = None
+    if tag == "$tensor":
+        fits = type(body) is int and 0 <= body < tensors
+    elif tag in _LEAVES:
+        fits = _LEAVES[tag](body)
+    elif tag == "$tuple":
+        fits, below = isinstance(body, list), body
+    elif tag == "$namedtuple":
+        fits = _has(body, name=str, fields=dict)
+        below = list(body["fields"].values()) if fits else []
+    elif tag == "$object":
+        fits = _has(body, codec=str) and "value" in body
+        below = [body["value"]] if fits else []
+    else:
+        fits = isinstance(body, list) and all(_is_row(row) for row in body)
+        below = [row[1] for row in body] if fits else []
+    if not fits:
+        raise FormatError(f"the state's tree holds a {tag!r} that cannot be read", kind="tree", tag=tag)
+    return below
+
+
+def _has(body: Any, **members: type) -> bool:
+    return isinstance(body, dict) and all(isinstance(body.get(name), kind) for name, kind in members.items())
+
+
+def _is_row(row: Any) -> bool:
+    return isinstance(row, list) and len(row) == 2 and _is_key(row[0])
+
+
+def _is_key(node: Any) -> bool:
+    if isinstance(node, dict):
+        return len(node) == 1 and any(tag in node and _LEAVES[tag](node[tag]) for tag in ("$int", "$float"))
+    return not isinstance(node, list)
+
+
+def _is_real(node: Any) -> bool:
+    if isinstance(node, dict):
+        return len(node) == 1 and _is_float(node.get("$float"))
+    return isinstance(node, float)
+
+
+def _is_complex(body: Any) -> bool:
+    return isinstance(body, list) and len(body) == 2 and all(_is_real(part) for part in body)
+
+
+def _is_int(body: Any) -> bool:
+    return isinstance(body, str) and _INT.fullmatch(body) is not None
+
+
+def _is_float(body: Any) -> bool:
+    return isinstance(body, str) and _FLOAT.fullmatch(body) is not None
+
+
+def _is_bytes(body: Any) -> bool:
+    try:
+        return isinstance(body, str) and base64.b64decode(body, validate=True) is not None
+    except ValueError:
+        return False
+
+
+_LEAVES: dict[str, Callable[[Any], bool]] = {
+    "$bytes": _is_bytes,
+    "$float": _is_float,
+    "$int": _is_int,
+    "$complex": _is_complex,
+}
+
+TAGS = frozenset({"$tensor", "$tuple", "$namedtuple", "$dict", "$object", *_LEAVES})

@@ -1,0 +1,276 @@
+"""Where Lightning's training loop can be stopped and gone on with exactly, and how it is put back there.
+
+All that touches the loops' private parts is here; written against Lightning 2.5 and 2.6. The safe points
+lie just before a batch is fetched and just before an epoch begins: at both, everything that belongs to what
+came before is done (validation, schedulers, hooks of the module, counters). A resume brings the loop
+to the same line of its code and puts back the counters there, instead of trusting to its own restart.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from ckpt_core import UsageError
+from ckpt_torch.loader import ResumeData, TrackedLoader
+
+__all__ = ["LoopWatch", "TrackedProxy"]
+
+_NEEDED = ("on_advance_start", "_load_combined_loader_states", "epoch_loop", "epoch_progress")
+
+
+class TrackedProxy(TrackedLoader):
+    """A tracked loader that Lightning takes for the loader itself.
+
+    While `dormant` it yields nothing: Lightning begins to iterate before it has come to the place where
+    the position can be restored.
+    """
+
+    def __init__(self, loader: Any, **options: Any) -> None:
+        super().__init__(loader, **options)
+        self.dormant = False
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(()) if self.dormant else super().__iter__()
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "loader":  # while it is copied, before there is one
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+    @property
+    def _iterator(self) -> Any:
+        # Lightning ends persistent workers by setting this to None.
+        return self.loader._iterator
+
+    @_iterator.setter
+    def _iterator(self, value: Any) -> None:
+        self.loader._iterator = value
+
+
+class LoopWatch:
+    """Watches the fit loop of one trainer from `install` to `remove`.
+
+    `safe_point` is called with the boundary, `"batch"` or `"epoch"`, at every instant at which a resume
+    would be exact. `restore` is called once, at the boundary that was resumed, when all else is in place.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        *,
+        resume_data: ResumeData,
+        safe_point: Callable[[str], None],
+        restore: Callable[[], None],
+    ) -> None:
+        self._trainer = trainer
+        self._loop = trainer.fit_loop
+        missing = [name for name in _NEEDED if not hasattr(self._loop, name)]
+        if missing:
+            raise UsageError(
+                f"this version of Lightning is not known here (its fit loop has no {', '.join(missing)}); "
+                "use one from 2.5 to 2.6",
+                kind="version",
+            )
+        self._resume_data: ResumeData = resume_data
+        self._safe_point = safe_point
+        self._restore = restore
+        self._training: list[TrackedProxy] = []
+        self._validation: list[TrackedProxy] = []
+        self._pending: Mapping[str, Any] | None = None
+        self._pending_validation: list[Any] = []
+        self._in_the_midst = False
+        self._epochs_begun = 0
+
+    # -- being there ------------------------------------------------------------------------------
+
+    def install(self) -> None:
+        """Begin to watch."""
+        loop, validation = self._loop, self._loop.epoch_loop.val_loop
+        loop._load_combined_loader_states = self._track_training
+        loop.on_advance_start = self._on_epoch
+        original = validation.setup_data
+        validation.setup_data = lambda: self._track_validation(original)
+
+    def remove(self) -> None:
+        """Leave the trainer as it was."""
+        validation = self._loop.epoch_loop.val_loop
+        for owner, name in (
+            (self._loop, "_load_combined_loader_states"),
+            (self._loop, "on_advance_start"),
+            (validation, "setup_data"),
+        ):
+            vars(owner).pop(name, None)
+        for combined in (self._loop._combined_loader, validation._combined_loader):
+            if combined is not None:
+                combined.flattened = [_inner(each) for each in combined.flattened]
+
+    # -- state ------------------------------------------------------------------------------------
+
+    def capture(self, boundary: str) -> dict[str, Any]:
+        """Where the loop stands; for `resume`. The counters are Lightning's own to save."""
+        between = boundary != "batch"
+        lead = self._training[0] if self._training else None
+        # Lightning fetches one batch in advance of the one that it trains on, or none.
+        ahead = 0 if between or lead is None else min(lead.lookahead, lead.delivered)
+        return {
+            "boundary": boundary,
+            "training": [each.position(ahead=ahead, between=between) for each in self._training],
+            "validation": [each.position(between=True) for each in self._validation],
+            "reload_epoch": self._loop._last_train_dl_reload_epoch,
+        }
+
+    def resume(self, state: Mapping[str, Any], counters: Mapping[str, Any]) -> None:
+        """Go to what `capture` gave, and to the `counters` that Lightning's fit loop had saved with it."""
+        self._pending = {**state, "counters": copy.deepcopy(dict(counters))}
+        self._pending_validation = list(state["validation"])
+
+    # -- what Lightning calls ---------------------------------------------------------------------
+
+    def _track_training(self) -> None:
+        """In place of Lightning's own restoring of loaders, just before it begins to iterate."""
+        self._loop._combined_loader_states_to_load = []
+        combined = self._loop._combined_loader
+        if combined is None:
+            return
+        loaders = [_inner(each) for each in combined.flattened]
+        lookahead = _lookahead(combined, loaders)
+        self._training = [
+            TrackedProxy(
+                loader,
+                name="the training data" if len(loaders) == 1 else f"training loader {index}",
+                resume_data=self._resume_data,
+                before_fetch=self._on_fetch if index == 0 else None,
+                lookahead=lookahead,
+            )
+            for index, loader in enumerate(loaders)
+        ]
+        if self._pending is not None:
+            for proxy in self._training:
+                proxy.dormant = True
+        combined.flattened = list(self._training)
+
+    def _track_validation(self, original: Callable[[], None]) -> None:
+        # Validation draws from the global generators too, and its workers may live on from one to the next.
+        original()
+        combined = self._loop.epoch_loop.val_loop._combined_loader
+        if combined is None or any(isinstance(each, TrackedProxy) for each in combined.flattened):
+            return
+        self._validation = [
+            TrackedProxy(loader, name=f"validation loader {index}", resume_data=self._resume_data)
+            for index, loader in enumerate(combined.flattened)
+        ]
+        combined.flattened = list(self._validation)
+        pending, self._pending_validation = self._pending_validation, []
+        if len(pending) == len(self._validation):
+            for proxy, position in zip(self._validation, pending, strict=True):
+                proxy.resume(position)
+
+    def _on_epoch(self) -> None:
+        """In place of `on_advance_start`, which begins an epoch."""
+        loop, first = self._loop, self._epochs_begun == 0
+        self._epochs_begun += 1
+        for proxy in self._training:
+            proxy.passes = 0
+        pending = self._pending
+        if pending is None:
+            if not first:  # before the first, the loader has begun its epoch already
+                self._safe_point("epoch")
+            type(loop).on_advance_start(loop)
+            return
+        self._put_counters(pending)
+        self._resume_positions(pending)
+        if pending["boundary"] == "batch":
+            self._in_the_midst = True
+            self._begin_in_the_midst()
+        else:
+            self._pending = None
+            self._restore()
+            type(loop).on_advance_start(loop)
+        if self._trainer.current_epoch == 0:  # from the second epoch on, Lightning does it itself
+            iter(loop._data_fetcher)
+
+    def _on_fetch(self) -> None:
+        """Before a batch is fetched from the first training loader."""
+        loop = self._loop
+        if not self._in_the_midst:
+            if self._between_batches():
+                self._safe_point("batch")
+            return
+        pending, self._pending, self._in_the_midst = self._pending, None, False
+        assert pending is not None
+        self._put_counters(pending)
+        loop._data_fetcher.fetched = loop.epoch_loop.batch_progress.current.ready
+        consumed = getattr(loop._combined_loader._iterator, "_consumed", None)
+        if consumed is not None:
+            consumed[:] = [proxy.passes > 0 for proxy in self._training]
+        self._restore()
+
+    # -- details ----------------------------------------------------------------------------------
+
+    def _begin_in_the_midst(self) -> None:
+        # The hooks of the epoch's start were called before the checkpoint; the rest of on_advance_start is here.
+        self._loop.setup_data()
+        for proxy in self._training:
+            for sampler in (getattr(proxy, "sampler", None), getattr(proxy, "batch_sampler", None)):
+                for each in (sampler, getattr(sampler, "sampler", None)):
+                    set_epoch = getattr(each, "set_epoch", None)
+                    if callable(set_epoch):
+                        set_epoch(self._loop.epoch_progress.current.processed)
+
+    def _resume_positions(self, pending: Mapping[str, Any]) -> None:
+        positions = pending["training"]
+        if len(positions) != len(self._training):
+            raise UsageError(
+                f"the checkpoint is of a run with {len(positions)} training loaders, here are {len(self._training)}",
+                kind="loader",
+            )
+        for proxy, position in zip(self._training, positions, strict=True):
+            proxy.dormant = False
+            proxy.resume(position)
+
+    def _put_counters(self, pending: Mapping[str, Any]) -> None:
+        """The counters as they were, and none of the flags by which Lightning would go about a restart."""
+        loop = self._loop
+        loop.load_state_dict(copy.deepcopy(pending["counters"]))
+        loop._combined_loader_states_to_load = []
+        loop._last_train_dl_reload_epoch = pending["reload_epoch"]
+        for each in _loops(loop):
+            each._restarting = False
+            each._loaded_from_state_dict = False
+            each._resuming_from_checkpoint = False
+            if hasattr(each, "reset_restart_stage"):
+                each.reset_restart_stage()
+
+    def _between_batches(self) -> bool:
+        epoch, batch = self._loop.epoch_progress.current, self._loop.epoch_loop.batch_progress.current
+        return bool(epoch.started > epoch.processed and batch.ready == batch.started == batch.completed)
+
+
+def _inner(loader: Any) -> Any:
+    return loader.loader if isinstance(loader, TrackedProxy) else loader
+
+
+def _lookahead(combined: Any, loaders: list[Any]) -> int:
+    """One where Lightning cannot know which batch is the last: then it fetches one in advance."""
+    lengths = [_length(each) for each in loaders]
+    limits = combined.limits or [math.inf] * len(loaders)
+    if combined._mode == "min_size":
+        return int(math.isinf(min(*lengths, *limits)))
+    return int(math.isinf(max(min(pair) for pair in zip(lengths, limits, strict=True))))
+
+
+def _length(loader: Any) -> float:
+    try:
+        return len(loader)
+    except (TypeError, NotImplementedError):
+        return math.inf
+
+
+def _loops(loop: Any) -> Iterator[Any]:
+    yield loop
+    for each in list(vars(loop).values()):
+        if hasattr(each, "_restarting") and hasattr(each, "load_state_dict"):
+            yield from _loops(each)

@@ -1,0 +1,106 @@
+"""What the catalog's suites share: samples, and the fixtures that a database overrides."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from ckpt_core.catalog import Catalog, migrate
+from ckpt_core.model import Attempt, Checkpoint, MetricPoint
+
+SCRIPTS = Path(migrate.__file__).parent / "migrations"
+BEGIN = datetime(2026, 1, 31, 12, 0, 0, 123457, tzinfo=UTC)
+NAN, INF = math.nan, math.inf
+
+
+def uid(number: int) -> str:
+    """An identifier of the form of a ULID that sorts by `number`."""
+    return f"01{number:024d}"
+
+
+def attempt(number: int, *, lineage: int | None = None, name: str = "") -> Attempt:
+    """Attempt `number`; of the lineage that attempt `lineage` began, its own by default."""
+    first = number if lineage is None else lineage
+    resumed = None if lineage is None else uid(9_000 + number)
+    return Attempt(number, f"A{number:03d}{name}", f"L{first:03d}", resumed, None if resumed is None else 7)
+
+
+def checkpoint(number: int, **changes: Any) -> Checkpoint:
+    """A checkpoint that differs in every field from one of another number."""
+    made = Checkpoint(
+        id=uid(number),
+        experiment="digits",
+        step=number,
+        created_at=BEGIN + timedelta(microseconds=number),
+        attempt=attempt(1),
+        parent=uid(number - 1) if number else None,
+        key=f"checkpoints/digits/{number:012d}-{uid(number)}.json",
+        digest=f"{number:064x}",
+        logical_bytes=1_000 + number,
+        written_bytes=100 + number,
+        tensor_count=10 + number,
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def point(step: int, value: float = 0.5, *, name: str = "loss", number: int = 1) -> MetricPoint:
+    return MetricPoint(name, step, value, BEGIN + timedelta(seconds=step), number)
+
+
+def same(first: float, second: float) -> bool:
+    """Equal, NaN included."""
+    return first == second or (math.isnan(first) and math.isnan(second))
+
+
+# Copies the table that most others refer to: with foreign keys on, that takes their rows along.
+SECOND = """
+import sqlalchemy as sa
+from alembic import op
+
+revision, down_revision = "0002", "0001"
+
+def upgrade():
+    with op.batch_alter_table("checkpoints", recreate="always") as table:
+        table.add_column(sa.Column("note", sa.String(20), server_default="new"))
+    {more}
+"""
+
+
+def scripts(folder: Path, more: str = "pass") -> str:
+    """Where there are the package's scripts and a second revision, which makes today's catalogs old ones."""
+    copy = folder / "scripts %d"
+    if not copy.exists():
+        shutil.copytree(SCRIPTS, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        (copy / "versions" / "r0002_second.py").write_text(SECOND.format(more=more))
+    return str(copy)
+
+
+class CatalogCase:
+    """A catalog to test, and ways around it."""
+
+    @pytest.fixture
+    def url(self, tmp_path: Path) -> str:
+        """Where an empty database is."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def catalog(self, url: str) -> Iterator[Catalog]:
+        with Catalog.open(url) as opened:
+            yield opened
+
+    def execute(self, catalog: Catalog, statement: str, **values: Any) -> None:
+        """Runs a statement behind the catalog's back."""
+        with catalog._database.writing() as connection:
+            connection.execute(text(statement), values)
+
+    def count(self, catalog: Catalog, table: str) -> int:
+        with catalog._database.reading() as connection:
+            return int(connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one())
