@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -98,10 +99,8 @@ def start(store: Path) -> subprocess.Popen[bytes]:
     shown = [f"examples/{TRAINING.name}", "--store", f"demo-run/{store.name}", "--epochs", str(EPOCHS)]
     tell(f"$ python {' '.join(shown)}")
     command = [sys.executable, str(TRAINING), "--store", str(store), "--epochs", str(EPOCHS)]
-    # One thread is faster than several for so small a network, and the same everywhere.
-    environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONUNBUFFERED": "1"}
     with log_of(store).open("ab") as log:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment())
 
 
 def run_to_the_end(store: Path) -> float:
@@ -132,10 +131,13 @@ def kill_in_mid_epoch(store: Path, per_epoch: int) -> None:
             finally:
                 training.kill()  # SIGKILL: nothing in that process runs after this
         last = max(durable_steps(store))
-        if last % per_epoch:
-            into = seen % per_epoch
-            tell(f"  step {seen} is durable, {into} steps into an epoch of {per_epoch}: SIGKILL")
-            tell(f"  the process is gone (status {training.returncode}); its last checkpoint is step {last}")
+        if last % per_epoch and training.returncode == -signal.SIGKILL:
+            tell(
+                f"  SIGKILL as soon as step {seen} is durable; the process is gone (status {-signal.SIGKILL})"
+            )
+            tell(
+                f"  its last checkpoint is step {last}: {last % per_epoch} steps into an epoch of {per_epoch}"
+            )
             return
         tell("  It was quicker than this demo and stood between two epochs: once more.")
         shutil.rmtree(store)
@@ -211,14 +213,21 @@ def ckpt(command: str, store: Path) -> bool:
     done = subprocess.run(
         [sys.executable, "-m", "ckpt_core", command, "--store", str(store)],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-        env={"COLUMNS": "110", **os.environ},
+        env=environment(),
     )  # fmt: skip
     for line in done.stdout.rstrip().splitlines():
         tell(f"  {line}")
     return done.returncode == 0
 
 
-# -- printing -----------------------------------------------------------------------------------------
+# -- surroundings -------------------------------------------------------------------------------------
+
+
+def environment() -> dict[str, str]:
+    """That of this process without settings of `ckpt`, and with one thread, which for so small a network is
+    faster than several."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("CKPT_")}
+    return {"OMP_NUM_THREADS": "1", **kept, "PYTHONUNBUFFERED": "1"}
 
 
 def log_of(store: Path) -> Path:

@@ -21,6 +21,7 @@ from ckpt_lightning import results
 from ckpt_lightning.dialect import retention_of, save_policy_of
 from ckpt_lightning.io import ReferenceReader, as_reference
 from ckpt_lightning.loops import LoopWatch
+from ckpt_lightning.parameters import Parameters
 from ckpt_torch.loader import ResumeData
 from ckpt_torch.objects import Gradients
 from ckpt_torch.rng import capture_rng, restore_rng
@@ -109,6 +110,7 @@ class CallbackBehaviour:
         self._capturing: dict[str, Any] | None = None
         self._loaded: dict[str, Any] | None = None
         self._last_step = 0
+        self._parameters = Parameters()
 
     # -- what users look at -----------------------------------------------------------------------
 
@@ -301,7 +303,7 @@ class CallbackBehaviour:
             "asked": {"max_epochs": trainer.max_epochs, "max_steps": trainer.max_steps},
         }
         try:
-            return dict(trainer._checkpoint_connector.dump_checkpoint(weights_only=False))
+            return self._parameters.storable(trainer._checkpoint_connector.dump_checkpoint(weights_only=False))
         finally:
             self._capturing = None
 
