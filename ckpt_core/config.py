@@ -59,7 +59,7 @@ def provenance() -> dict[str, Any]:
         "ckpt_core": version_of("ckpt-core") or "unknown",
         "host": _printable(socket.gethostname()),
         "pid": os.getpid(),
-        "platform": platform.platform(),
+        "platform": _platform(),
         "python": platform.python_version(),
         "frameworks": {
             name: _printable(str(found))
@@ -79,6 +79,13 @@ def provenance() -> dict[str, Any]:
 def _printable(text: str) -> str:
     """`text` as JSON can hold it: what the system gave is bytes, and need not be valid Unicode."""
     return text.encode(errors="replace").decode()
+
+
+def _platform() -> str:
+    """The system, as `Linux-6.1.0-x86_64`. Not `platform.platform()`, which starts a process: a data loader's
+    worker that is forked at that moment inherits the pipe, and the save waits for its end for ever."""
+    system = os.uname()
+    return f"{system.sysname}-{system.release}-{system.machine}"
 
 
 def _git_commit() -> str | None:

@@ -74,6 +74,7 @@ class CheckpointManager(Library):
         if save_policy is not None:
             manager.register_hook(SavePolicyHook(save_policy))
         workspace = Workspace.open(root, catalog=catalog, create=True)
+        workspace.index.connect()
         super().__init__(workspace, experiment, manager, metric, mode)
         self.save_policy = save_policy
         self._metrics = MetricLog(workspace, experiment)

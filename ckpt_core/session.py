@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from signal import Signals
 from typing import Any, Literal
 
-from ckpt_core.errors import SaveNotDoneError
+from ckpt_core.errors import CkptError, SaveNotDoneError
 from ckpt_core.hooks import HookContext, HookEvent
 from ckpt_core.manager import CheckpointManager
 from ckpt_core.model import Checkpoint
@@ -134,7 +134,9 @@ class Session:
         """A step was made: STEP_END. Metrics of earlier steps do not belong to the weights any more."""
         self._move(HookEvent.STEP_END, step, epoch, metrics)
 
-    def evaluate_end(self, step: int, epoch: int | None = None, metrics: Mapping[str, Any] | None = None) -> None:
+    def evaluate_end(
+        self, step: int, epoch: int | None = None, metrics: Mapping[str, Any] | None = None
+    ) -> None:
         """The weights of this step were evaluated: EVALUATE_END."""
         self._move(HookEvent.EVALUATE_END, step, epoch, metrics)
 
@@ -168,8 +170,9 @@ class Session:
     ) -> SaveHandle | None:
         """A resume from this instant would be exact: make the save that is due, if one is.
 
-        `finished`: there is nothing left to train. After a preemption signal it is durable before this goes on, and then the earlier handler of the
-        signal is called, which may end the process.
+        `finished`: there is nothing left to train. What prevents the first save is raised, as it most likely
+        prevents all; later failures are logged. After a preemption signal the save is durable before this
+        goes on, and then the earlier handler of the signal is called, which may end the process.
         """
         if self.preempted is not None:
             self._preempt(self.preempted, step, epoch, capture)
@@ -190,10 +193,7 @@ class Session:
         self._ended = True
         try:
             self._fire(HookEvent.TRAIN_END, step, epoch)
-            if self._saved == (self._moves, True):
-                assert self._handle is not None
-                self._handle.result()
-            elif self._moves or self.resumption.kind != "complete":
+            if (self._moves or self.resumption.kind != "complete") and not self._is_durable(finished=True):
                 self._save(step, capture, "end of training", finished=True, wait=True)
         except SaveNotDoneError as error:
             _log.warning("%s", error)
@@ -202,7 +202,9 @@ class Session:
         if self.preempted is not None:  # it came too late to be noticed: what it announced is still to come
             self._signals.pass_on()
 
-    def fail(self, error: BaseException, step: int, epoch: int | None, capture: Capture | None = None) -> None:
+    def fail(
+        self, error: BaseException, step: int, epoch: int | None, capture: Capture | None = None
+    ) -> None:
         """Training ended by an exception, which the caller lets go on: TRAIN_FAILED, and wait for saves.
 
         `capture` only where this is a safe point: then what was not saved yet is. Raises nothing.
@@ -212,7 +214,7 @@ class Session:
         self._ended = True
         try:
             self._fire(HookEvent.TRAIN_FAILED, step, epoch, error=error, reason=type(error).__name__)
-            if capture is not None and not self._is_saved:
+            if capture is not None and not self._is_durable():
                 self._save(step, capture, f"{type(error).__name__} ended training", wait=True)
         except Exception as second:
             _log.error("no save after %s: %s", type(error).__name__, second)
@@ -229,9 +231,7 @@ class Session:
         self._fire(HookEvent.PREEMPTED, step, epoch, reason=number.name)
         self._requests.clear()
         try:
-            if self._is_saved:
-                self.manager.wait()
-            else:
+            if not self._is_durable():
                 self._save(step, capture, number.name, wait=True)
         except Exception as error:
             _log.error("the save before %s takes its course failed: %s", number.name, error)
@@ -242,14 +242,23 @@ class Session:
     ) -> SaveHandle | None:
         state = {**capture(), "session": {"finished": finished}}
         metrics = self._usable(self._metrics if self._metrics_step == step else {}, step)
-        self._handle = self.manager.save(state, step=step, metrics=metrics, reason=reason, wait=wait)
+        try:
+            self._handle = self.manager.save(state, step=step, metrics=metrics, reason=reason, wait=wait)
+        except CkptError as error:
+            if (
+                self._saved is None or wait
+            ):  # most likely a state that can never be saved: better told at once
+                raise
+            _log.error("the save of step %d failed: %s", step, error)
+            return None
         self._saved = (self._moves, finished)
         return self._handle
 
-    @property
-    def _is_saved(self) -> bool:
-        """Whether nothing has happened since the last save."""
-        return self._saved is not None and self._saved[0] == self._moves
+    def _is_durable(self, *, finished: bool = False) -> bool:
+        """Whether nothing has happened since the last save, and that one, waited for, did not fail."""
+        if self._saved is None or self._handle is None or self._saved[0] != self._moves:
+            return False
+        return (self._saved[1] or not finished) and self._handle.exception() is None
 
     def _usable(self, metrics: Mapping[str, float], step: int) -> dict[str, float]:
         # A NaN cannot take part in "best", and is no reason to lose a checkpoint.
@@ -259,7 +268,9 @@ class Session:
         _log.warning("metric %s is NaN at step %d: the checkpoint is saved without it", best, step)
         return {name: value for name, value in metrics.items() if name != best}
 
-    def _move(self, event: HookEvent, step: int, epoch: int | None, metrics: Mapping[str, Any] | None) -> None:
+    def _move(
+        self, event: HookEvent, step: int, epoch: int | None, metrics: Mapping[str, Any] | None
+    ) -> None:
         self._moves += 1
         self._note_metrics(as_metrics(metrics), step)
         self._requests.extend(self._fire(event, step, epoch))

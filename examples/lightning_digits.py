@@ -1,6 +1,6 @@
 """Train a small network on scikit-learn's digits with Lightning. Run it again and it resumes; kill it and it resumes.
 
-    python examples/lightning_digits.py --store checkpoints --epochs 4
+python examples/lightning_digits.py --store checkpoints --epochs 4
 """
 
 from __future__ import annotations

@@ -115,9 +115,12 @@ class Call:
     def answer(
         self, command: str, data: Any, show: Callable[[Output], object], quiet: Sequence[str] = ()
     ) -> None:
-        """Answers in the form that was asked for: a document, the `quiet` lines, or what `show` draws."""
+        """Answers in the form that was asked for: a document, the `quiet` lines, or what `show` draws.
+
+        `data` may be a function that makes it, where that costs something.
+        """
         if self.json:
-            self.output.document(command, data)
+            self.output.document(command, data() if callable(data) else data)
         elif self.quiet:
             for text in quiet:
                 self.output.line(text)
@@ -134,6 +137,7 @@ class Call:
         try:
             agreed = click.confirm(escape(question), err=True)
         except click.Abort as error:
+            click.echo(err=True)  # the question stands at the end of its line
             if not isinstance(error.__context__, EOFError):  # Ctrl-C
                 raise
             agreed = False

@@ -15,27 +15,41 @@ __all__ = [
     "complete_experiments",
     "complete_references",
     "ranking_options",
-    "standard_options",
+    "shared_options",
     "yes_option",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
+_SHARED = frozenset({"store", "catalog", "json", "quiet", "debug", "help"})
 
 
 class Command(click.Command):
-    """A command whose help ends with examples."""
+    """A command with the options that all commands have; its help ends with examples."""
 
     def __init__(self, *arguments: Any, examples: Sequence[tuple[str, str]] = (), **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.params += shared_options()
         self.examples = tuple(examples)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        own: list[tuple[str, str]] = []
+        shared: list[tuple[str, str]] = []
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
+            if record is not None:
+                (shared if parameter.name in _SHARED else own).append(record)
+        for title, records in (("Options", own), ("Options of every command", shared)):
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         if self.examples:
             with formatter.section("Examples"):
                 for line, meaning in self.examples:
-                    formatter.write(f"  {'':<{formatter.current_indent - 2}}{line}\n")
+                    formatter.write(f"  {line}\n")
                     if meaning:
-                        formatter.write(f"  {'':<{formatter.current_indent + 2}}{meaning}\n")
+                        formatter.write(f"      {meaning}\n")
         super().format_epilog(ctx, formatter)
 
 
@@ -49,16 +63,34 @@ def command(
 
     def decorate(function: Callable[..., Any]) -> Command:
         given = click.make_pass_decorator(Call, ensure=True)(function)
-        return click.command(name, cls=Command, examples=examples)(standard_options(given))
+        return click.command(name, cls=Command, examples=examples)(given)
 
     return decorate
 
 
-def standard_options(function: F) -> F:
+def shared_options() -> list[click.Parameter]:
     """`--store --catalog --json --quiet --debug`, kept in the `Call`."""
-    for option in reversed(_standard()):
-        function = option(function)
-    return function
+
+    def option(*names: str, **settings: Any) -> click.Option:
+        return click.Option(names, expose_value=False, callback=_remember, is_eager=True, **settings)
+
+    return [
+        option(
+            "--store",
+            metavar="PATH|URL",
+            help="The store. Left out: CKPT_STORE, else `.` or `./checkpoints`.",
+        ),
+        option(
+            "--catalog",
+            metavar="URL",
+            help="The catalog's database. Left out: CKPT_CATALOG, else in the store.",
+        ),
+        option("--json", is_flag=True, help="Write one JSON document to stdout."),
+        option(
+            "-q", "--quiet", is_flag=True, help="Write only what a script needs: names and ids, or nothing."
+        ),
+        option("--debug", is_flag=True, help="Show the engine's log, and a traceback where something fails."),
+    ]
 
 
 def complete_references(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
@@ -105,29 +137,6 @@ def yes_option(function: F) -> F:
         callback=_remember,
         help="Do not ask. Without a terminal nothing is asked anyway.",
     )(function)
-
-
-def _standard() -> list[Callable[[F], F]]:
-    def option(*names: str, **settings: Any) -> Callable[[F], F]:
-        return click.option(*names, expose_value=False, callback=_remember, is_eager=True, **settings)
-
-    return [
-        option(
-            "--store",
-            metavar="PATH|URL",
-            help="The store. Left out: CKPT_STORE, else `.` or `./checkpoints`.",
-        ),
-        option(
-            "--catalog",
-            metavar="URL",
-            help="The catalog's database. Left out: CKPT_CATALOG, else in the store.",
-        ),
-        option("--json", is_flag=True, help="Write one JSON document to stdout."),
-        option(
-            "-q", "--quiet", is_flag=True, help="Write only what a script needs: names and ids, or nothing."
-        ),
-        option("--debug", is_flag=True, help="Show the engine's log, and a traceback where something fails."),
-    ]
 
 
 def _remember(context: click.Context, parameter: click.Parameter, value: Any) -> Any:

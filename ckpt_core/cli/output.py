@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, TextIO
 
@@ -55,27 +55,26 @@ class Output:
 
     def line(self, *parts: Cell) -> None:
         """One line on stdout."""
-        _write(sys.stdout, parts)
+        _write(sys.stdout, [parts])
 
     def table(self, columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> None:
         """A table on stdout; nothing where there are no rows."""
         if rows:
-            for parts in layout(columns, rows, self.width):
-                self.line(*parts)
+            _write(sys.stdout, layout(columns, rows, self.width))
 
     def note(self, text: str) -> None:
         """What is good to know, on stderr."""
         if not self.quiet:
-            _write(sys.stderr, [Span("note: ", "dim"), text])
+            _write(sys.stderr, [[Span("note: ", "dim"), text]])
 
     def warning(self, text: str) -> None:
         """What should not be overlooked, on stderr."""
         if not self.quiet:
-            _write(sys.stderr, [Span("warning: ", "yellow"), text])
+            _write(sys.stderr, [[Span("warning: ", "yellow"), text]])
 
     def error(self, text: str) -> None:
         """The one line that says why a command failed, on stderr."""
-        _write(sys.stderr, [Span("error: ", "red"), text])
+        _write(sys.stderr, [[Span("error: ", "red"), text]])
 
     # -- documents for programs ------------------------------------------------------------------
 
@@ -128,10 +127,10 @@ def jsonable(value: Any) -> Any:
     return jsonable(inner) if isinstance(inner, (bool, int, float, str, bytes)) else str(value)
 
 
-def _write(stream: TextIO, parts: Sequence[Cell]) -> None:
+def _write(stream: TextIO, lines: Iterable[Sequence[Cell]]) -> None:
     styled = _is_terminal(stream) and environment("NO_COLOR") is None and environment("TERM") != "dumb"
-    text = "".join(_shown(part, styled) for part in parts).rstrip(" ")
-    stream.write(text + "\n")
+    texts = ("".join(_shown(part, styled) for part in parts).rstrip(" ") for parts in lines)
+    stream.write("".join(f"{text}\n" for text in texts))
 
 
 def _shown(part: Cell, styled: bool) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ckpt_core.cli.escape import escape, width_of
 
-__all__ = ["Cell", "Column", "Span", "layout"]
+__all__ = ["Cell", "Column", "Span", "layout", "shortened"]
 
 _GAP = "  "
 _LEAST = 6
@@ -77,21 +77,25 @@ def _narrow(columns: Sequence[Column], widths: dict[int, int], shown: Sequence[i
 
 def _line(row: Sequence[Cell], columns: Sequence[Column], widths: Sequence[int]) -> list[Cell]:
     parts: list[Cell] = []
+    plain = ""  # gathered, since a table may have a thousand lines
+    last = len(row) - 1
     for i, (cell, column, width) in enumerate(zip(row, columns, widths, strict=True)):
-        text = _shortened(_text(cell), width)
+        text = shortened(_text(cell), width)
         padding = " " * (width - width_of(text))
-        last = i == len(row) - 1
-        before, after = (padding, "") if column.right else ("", "" if last else padding)
-        parts += [
-            before,
-            Span(text, cell.style) if isinstance(cell, Span) else text,
-            after,
-            "" if last else _GAP,
-        ]
+        if column.right:
+            plain, padding = plain + padding, ""
+        if isinstance(cell, Span):
+            parts += [plain, Span(text, cell.style)]
+            plain = padding
+        else:
+            plain += text + padding
+        plain += _GAP if i < last else ""
+    parts.append(plain)
     return parts
 
 
-def _shortened(text: str, width: int) -> str:
+def shortened(text: str, width: int) -> str:
+    """Escaped text in at most so many columns; what is cut off ends in `…`."""
     if width_of(text) <= width:
         return text
     while text and width_of(text) > width - 1:

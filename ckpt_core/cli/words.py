@@ -6,7 +6,7 @@ import math
 from datetime import UTC, datetime
 
 from ckpt_core import clock
-from ckpt_core.maintenance.sizes import size
+from ckpt_core.maintenance.wording import counted, size
 
 __all__ = ["ago", "counted", "iso", "number", "seconds", "share", "size", "when"]
 
@@ -57,8 +57,3 @@ def share(value: float) -> str:
     if 99.99 < percent < 100:
         return ">99.99%"
     return f"{percent:.3g}%"
-
-
-def counted(count: int, word: str, plural: str | None = None) -> str:
-    """`1 checkpoint`, `2,000 checkpoints`."""
-    return f"{count:,} {word if count == 1 else plural or word + 's'}"

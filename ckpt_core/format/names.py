@@ -31,7 +31,7 @@ def check_tag(tag: object) -> str:
     name = check_name(tag, "a tag")
     if name in ("latest", "best") or name.startswith("step="):
         raise UsageError(
-            f"a tag {name!r} would not be found: it means something else", kind="name", name=name
+            f"{name!r} has a meaning of its own in references: choose another tag", kind="name", name=name
         )
     return name
 

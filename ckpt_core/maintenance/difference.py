@@ -280,12 +280,9 @@ def _measure(before: ChunkReader, after: ChunkReader, one: int, two: int) -> _Me
 
 
 def _spans(old: TensorSpec, new: TensorSpec, chunk_bytes: int) -> Iterator[tuple[int, int]]:
-    """Ranges of elements, each about one chunk; the whole where elements do not end where chunks do."""
+    """Ranges of elements, none over one chunk; exactly one chunk where elements end where chunks do."""
     elements = math.prod(old.shape)
-    bits = [dtypes.nbytes(TensorSpec(spec.dtype, (8,))) for spec in (old, new)]
-    step = 8 * chunk_bytes // max(bits)
-    if any(8 * chunk_bytes % each for each in bits):
-        step = max(elements, 1)
+    step = 8 * chunk_bytes // max(dtypes.nbytes(TensorSpec(spec.dtype, (8,))) for spec in (old, new))
     for begin in range(0, elements, step):
         yield begin, min(begin + step, elements)
 

@@ -21,7 +21,7 @@ from ckpt_core.errors import CkptError, NotFoundError
 from ckpt_core.format.documents import ForwardRow, Manifest
 from ckpt_core.maintenance.census import packs_in
 from ckpt_core.maintenance.prune import ORPHAN_SECONDS
-from ckpt_core.maintenance.sizes import size
+from ckpt_core.maintenance.wording import counted, size
 from ckpt_core.repository import References, Repository, layout
 from ckpt_core.stores import LocalStore
 
@@ -186,7 +186,9 @@ def _unreadable(manifests: _Manifests) -> Iterator[Finding]:
             "error", "manifests", f"{key}: {error}", "restore that file from a backup, or `ckpt forget` it"
         )
     if not manifests.unreadable:
-        yield Finding("ok", "manifests", f"{len(manifests.readable)} checkpoints, every manifest intact")
+        yield Finding(
+            "ok", "manifests", f"{counted(len(manifests.readable), 'checkpoint')}, every manifest intact"
+        )
 
 
 def _packs(repository: Repository, manifests: _Manifests) -> Iterator[Finding]:
@@ -204,7 +206,7 @@ def _packs(repository: Repository, manifests: _Manifests) -> Iterator[Finding]:
             yield Finding(
                 "error",
                 "packs",
-                f"{len(names)} packs are {what}, as {names[0]}",
+                f"{counted(len(names), 'pack')} {what}, as {names[0]}",
                 "`ckpt verify` lists what it hurts; restore the files from a backup",
             )
     targets = {row.pack for name in forwarded for row in _forward_rows(repository, name)}
@@ -216,13 +218,15 @@ def _packs(repository: Repository, manifests: _Manifests) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "packs",
-            f"{len(old)} packs ({size(sum(sizes[name] for name in old))}) belong to "
+            f"{counted(len(old), 'pack')} ({size(sum(sizes[name] for name in old))}) of "
             "no checkpoint: saves that were interrupted left them",
             "`ckpt prune` removes them",
         )
     if not (missing or resized or old):
         yield Finding(
-            "ok", "packs", f"{len(sizes)} packs, {size(sum(sizes.values()))}, all that are named are there"
+            "ok",
+            "packs",
+            f"{counted(len(sizes), 'pack')}, {size(sum(sizes.values()))}, all that are named are there",
         )
 
 
@@ -275,11 +279,12 @@ def _references(references: References, manifests: _Manifests) -> Iterator[Findi
         yield Finding(
             "warning",
             "references",
-            f"{len(dangling)} tags or pins name checkpoints that are gone: {', '.join(dangling[:5])}",
+            f"{counted(len(dangling), 'tag or pin', 'tags or pins')} of checkpoints that are gone: "
+            f"{', '.join(dangling[:5])}",
             "`ckpt prune` removes them",
         )
     else:
-        yield Finding("ok", "references", f"{count} tags and pins, none dangling")
+        yield Finding("ok", "references", f"{counted(count, 'tag or pin', 'tags and pins')}, none dangling")
 
 
 def _catalog(manifests: _Manifests, open_catalog: Callable[[], Catalog]) -> Iterator[Finding]:
@@ -295,7 +300,7 @@ def _catalog(manifests: _Manifests, open_catalog: Callable[[], Catalog]) -> Iter
         yield Finding(
             "note",
             "catalog",
-            f"it lacks {len(missing)} checkpoints and has {len(extra)} that are gone",
+            f"it lacks {counted(len(missing), 'checkpoint')} and has {len(extra)} that are gone",
             "nothing: the next command brings it in line (`ckpt reindex` builds it anew)",
         )
     if broken is not None:
@@ -306,7 +311,7 @@ def _catalog(manifests: _Manifests, open_catalog: Callable[[], Catalog]) -> Iter
             "find out who changed the database; checkpoints are not touched by it",
         )
     if not (missing or extra or broken is not None):
-        yield Finding("ok", "catalog", f"{len(known)} checkpoints, as in the store")
+        yield Finding("ok", "catalog", f"{counted(len(known), 'checkpoint')}, as in the store")
 
 
 def _temporaries(repository: Repository) -> Iterator[Finding]:
@@ -326,7 +331,7 @@ def _temporaries(repository: Repository) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "temporaries",
-            f"{count} files ({size(total)}) are left of interrupted writes",
+            f"{counted(count, 'file')} ({size(total)}) are left of interrupted writes",
             "`ckpt prune` removes them",
         )
     else:
@@ -337,7 +342,10 @@ def _trash(repository: Repository) -> Iterator[Finding]:
     count = sum(1 for _ in repository.manifest_keys(trash=True))
     if count:
         yield Finding(
-            "note", "trash", f"{count} forgotten checkpoints wait", "`ckpt prune` reclaims their bytes"
+            "note",
+            "trash",
+            f"{counted(count, 'forgotten checkpoint')} to be pruned",
+            "`ckpt prune` reclaims their bytes",
         )
 
 
@@ -367,9 +375,8 @@ def _verified(manifests: _Manifests, open_catalog: Callable[[], Catalog]) -> Ite
     if whole is None:
         yield Finding("note", "verified", "the whole store was never verified", advice)
     elif whole.outcome != "ok":
-        yield Finding(
-            "error", "verified", f"the last verification, on {clock.to_text(whole.at)}, found damage", advice
-        )
+        message = f"the last verification, on {clock.to_text(whole.at)}, found damage"
+        yield Finding("error", "verified", message, "`ckpt verify` lists what it hurts")
     elif (clock.now() - whole.at).days > _VERIFY_DAYS:
         yield Finding("note", "verified", f"last verified {(clock.now() - whole.at).days} days ago", advice)
     else:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from ckpt_core.errors import CkptError, CorruptionError, NotFoundError, ObjectNotFoundError
 from ckpt_core.maintenance.census import Census, chunks_of, live_keys, withdrawn_key
-from ckpt_core.maintenance.rewriting import is_rewritten, rewrite
+from ckpt_core.maintenance.rewriting import is_rewritten, rewrite, serves, successor
 from ckpt_core.repository import References, Repository, layout
 
 __all__ = ["ORPHAN_SECONDS", "PrunePlan", "Pruned", "execute_prune", "plan_prune", "plan_reclaim"]
@@ -95,7 +95,8 @@ def plan_prune(repository: Repository, *, orphan_seconds: float = ORPHAN_SECONDS
     let_go = _let_go(repository, census, [found.key for found in forgotten])
     owners = {found.id for found in forgotten if found.id not in alive}
     needs = census.needs(census.sizes)
-    kept = {target for name in census.forwards if census.is_named(name) for target in census.targets(name)}
+    rewrites = _half_dead(repository, census, needs.chunks)
+    kept = _kept(census, rewrites)
     dead, young = [], []
     limit: float | None = None
     for name, chunks in needs.chunks.items():
@@ -108,7 +109,6 @@ def plan_prune(repository: Repository, *, orphan_seconds: float = ORPHAN_SECONDS
             dead.append((name, census.sizes[name]))
         else:
             young.append(name)
-    rewrites = _half_dead(census, needs.chunks)
     return PrunePlan(
         manifests=tuple(found.key for found in forgotten),
         packs=tuple(dead),
@@ -135,9 +135,9 @@ def plan_reclaim(
     """
     let_go = _let_go(repository, census, manifests)
     needs = census.needs(let_go)
-    kept = {target for name in census.forwards if census.is_named(name) for target in census.targets(name)}
     forwards = let_go & census.forwards.keys()
-    rewrites = _half_dead(census, needs.chunks)
+    rewrites = _half_dead(repository, census, needs.chunks)
+    kept = _kept(census, rewrites)
     return PrunePlan(
         manifests=tuple(manifests),
         packs=tuple(
@@ -167,10 +167,14 @@ def _let_go(repository: Repository, census: Census, manifests: Iterable[str]) ->
     return found | {target for name in found for target in census.targets(name)}
 
 
+Rewrite = tuple[str, Mapping[int, int], int]
+"""(pack, offset -> length of the needed chunks, dead bytes)."""
+
+
 def _half_dead(
-    census: Census, needed: Mapping[str, Mapping[int, int]]
-) -> list[tuple[str, Mapping[int, int], int]]:
-    """(pack, needed chunks, dead bytes) where live manifests need less than half and a rewrite pays."""
+    repository: Repository, census: Census, needed: Mapping[str, Mapping[int, int]]
+) -> list[Rewrite]:
+    """The packs of which live manifests need less than half, where a rewrite pays."""
     found = []
     for name, chunks in sorted(needed.items()):
         live = sum(chunks.values())
@@ -178,12 +182,25 @@ def _half_dead(
             continue
         try:
             size = census.data_bytes(name)
+            if size - live < _REWRITE_AT_LEAST or live >= _REWRITE_BELOW * size:
+                continue
+            if successor(name) in census.sizes and not serves(repository, name, chunks):
+                continue  # another prune is at it, or left something behind that will be an orphan
         except (CorruptionError, ObjectNotFoundError) as error:
             _log.warning("pack %s is left as it is: %s", name, error)
             continue
-        if size - live >= _REWRITE_AT_LEAST and live < _REWRITE_BELOW * size:
-            found.append((name, chunks, size - live))
+        found.append((name, chunks, size - live))
     return found
+
+
+def _kept(census: Census, rewrites: Iterable[Rewrite]) -> set[str]:
+    """Packs that a forwarding leads to or will lead to, though nothing needs them yet: their predecessors
+    still stand."""
+    kept = {successor(name) for name, _, _ in rewrites}
+    for name in census.forwards:
+        if census.is_named(name):
+            kept |= census.targets(name)
+    return kept
 
 
 def _stale_forwards(census: Census, names: Iterable[str], needed: Collection[str]) -> tuple[str, ...]:

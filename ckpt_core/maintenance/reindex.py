@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ckpt_core.errors import CkptError, NotFoundError, StoreError
 from ckpt_core.maintenance.marks import MarkReader, Marks
 from ckpt_core.model import Checkpoint
 from ckpt_core.repository import MetricSegments, Repository
+from ckpt_core.repository.layout import manifest_key
 
 if TYPE_CHECKING:
     from ckpt_core.catalog import Catalog
@@ -117,7 +118,11 @@ def reindex(repository: Repository, segments: MetricSegments, catalog: Catalog) 
     live = list(_rows(repository, [key.key for key in repository.manifest_keys()], marks, damaged))
     alive = {checkpoint.id: checkpoint for checkpoint, _ in live}
     # A crash between the two halves of a move leaves a manifest in both places; it is then not forgotten.
-    forgotten = [(checkpoint, packs) for checkpoint, packs in trash if checkpoint.id not in alive]
+    forgotten = [
+        (replace(checkpoint, key=manifest_key(checkpoint.experiment, checkpoint.step, checkpoint.id)), packs)
+        for checkpoint, packs in trash
+        if checkpoint.id not in alive
+    ]
     points = 0
     with catalog.rebuild() as fresh:
         fresh.put_checkpoints(forgotten)

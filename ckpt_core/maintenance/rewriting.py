@@ -17,7 +17,7 @@ from ckpt_core.repository import Repository, layout
 from ckpt_core.repository.digests import digest_of
 from ckpt_core.stores import ObjectReader, ObjectWriter
 
-__all__ = ["is_rewritten", "rebased", "rewrite"]
+__all__ = ["is_rewritten", "rebased", "rewrite", "serves", "successor"]
 
 _REWRITTEN = re.compile(r"(?P<first>.*/[0-9A-Z]{26}-[0-9]+-[0-9]+)-r(?P<count>[0-9]+)\.safetensors")
 
@@ -41,7 +41,7 @@ def rewrite(
     wanted less. Raises CorruptionError, StoreError; then the pack is needed as before.
     """
     store = repository.store
-    target = _successor(name)
+    target = successor(name)
     with store.open(layout.pack_key(name)) as reader:
         header = read_header(reader.read, reader.size, name)
         if not store.exists(layout.pack_key(target)):
@@ -60,12 +60,25 @@ def rewrite(
     return target, {row.offset for row in rows}
 
 
-def _successor(name: str) -> str:
-    """`…-0-0.safetensors` is rewritten to `…-0-0-r1.safetensors`, and that to `…-0-0-r2.safetensors`."""
+def successor(name: str) -> str:
+    """The pack to which one is rewritten: `…-0-0-r1.safetensors` for `…-0-0.safetensors`, then `-r2`."""
     match = _REWRITTEN.fullmatch(name)
     if match is None:
         return f"{name.removesuffix('.safetensors')}-r1.safetensors"
     return f"{match['first']}-r{int(match['count']) + 1}.safetensors"
+
+
+def serves(repository: Repository, name: str, offsets: Iterable[int]) -> bool:
+    """Whether the successor of a pack, which an interrupted rewrite left, holds its chunks at `offsets`.
+
+    Raises CorruptionError, StoreError.
+    """
+    digests = []
+    for each in (name, successor(name)):
+        with repository.store.open(layout.pack_key(each)) as reader:
+            chunks = read_header(reader.read, reader.size, each).chunks
+            digests.append({chunk.offset: chunk.digest for chunk in chunks})
+    return {digests[0].get(offset) for offset in offsets} <= set(digests[1].values())
 
 
 def _copy(

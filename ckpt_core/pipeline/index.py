@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from ckpt_core import clock
-from ckpt_core.errors import CatalogError, CkptError, NotFoundError, StoreError
+from ckpt_core.errors import CatalogError, CkptError, MissingExtraError, NotFoundError, StoreError, UsageError
 from ckpt_core.format.names import encode_name
 from ckpt_core.maintenance.marks import MarkReader, Marks
 from ckpt_core.maintenance.reindex import ReindexReport, reindex, synchronise
@@ -74,6 +74,11 @@ class Index:
                 self._catalog = Catalog.open(self.url, timeout=_TIMEOUT)
                 self._inode = self._file_inode()
             return self._catalog
+
+    def connect(self) -> None:
+        """Opens the catalog now. That it is away is only said; raises UsageError, MissingExtraError for a URL
+        that can never be one."""
+        self._ask(lambda catalog: None, strict=True)
 
     def tell(self, what: Callable[[Catalog], object]) -> bool:
         """Writes to the catalog, or leaves it to be brought in line later; whether it was. Never raises."""
@@ -205,7 +210,7 @@ class Index:
                 return True
         return False
 
-    def _ask(self, work: Callable[[Catalog], T]) -> T | None:
+    def _ask(self, work: Callable[[Catalog], T], *, strict: bool = False) -> T | None:
         """What `work` returns; None while the catalog cannot be used, which is said once."""
         begun = clock.monotonic()
         if begun < self._quiet_until:
@@ -218,6 +223,8 @@ class Index:
             _log.debug("%s", error)
             return None
         except CkptError as error:
+            if strict and isinstance(error, (UsageError, MissingExtraError)):
+                raise
             if clock.monotonic() - begun > _SLOW:
                 self._quiet_until = clock.monotonic() + _QUIET
             if not self._away and not self._closed:

@@ -13,8 +13,7 @@ from ckpt_core.errors import NotFoundError, UsageError
 from ckpt_core.format.documents import Manifest
 from ckpt_core.model import Checkpoint, TensorSpec
 from ckpt_core.repository import ChunkReader, Repository, Verify
-from ckpt_core.tree import CodecRegistry, TensorCodec, dtypes, tensor_paths, walk
-from ckpt_core.tree.flatten import plain_value
+from ckpt_core.tree import CodecRegistry, TensorCodec, dtypes, plain_value, tensor_paths, walk
 
 __all__ = ["CheckpointReader", "LazyTensor"]
 

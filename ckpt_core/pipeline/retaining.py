@@ -9,6 +9,7 @@ from ckpt_core import clock
 from ckpt_core.errors import CkptError, CorruptionError
 from ckpt_core.hooks import HookContext, HookEvent, HookManager, HookOutcome
 from ckpt_core.maintenance.census import live_keys
+from ckpt_core.maintenance.marks import Marks
 from ckpt_core.model import Checkpoint, Decision
 from ckpt_core.pipeline.resolve import Mode
 from ckpt_core.pipeline.workspace import Workspace
@@ -62,24 +63,25 @@ class Retention:
         """
         if not self._policies:
             return []
+        decisions: list[Decision] | None = None
         if self._lineage == saved.attempt.lineage:
             self._remembered[saved.id] = saved
             decisions = self._decide(self._remembered.values())
             if all(decision.keep for decision in decisions):
                 return decisions
-        return self._look_and_delete(saved)
+        return self._look_and_delete(saved, decisions)
 
-    def _look_and_delete(self, saved: Checkpoint) -> list[Decision]:
-        known = {checkpoint.key for checkpoint in self._remembered.values()}
-        keys = set(live_keys(self._workspace.repository, known))
+    def _look_and_delete(self, saved: Checkpoint, decisions: list[Decision] | None) -> list[Decision]:
+        """`decisions` are those made by memory: they hold if the store looks as it is remembered."""
+        remembered = self._remembered
+        keys = set(live_keys(self._workspace.repository, {c.key for c in remembered.values()}))
         marks = self._workspace.index.marks(self._experiment)
         standing = self._workspace.index.standing(self._experiment, keys, marks)
         self._lineage = saved.attempt.lineage
         self._remembered = {c.id: c for c in standing if c.attempt.lineage == self._lineage}
-        decisions = self._decide(self._remembered.values())
-        doomed = [
-            decision for decision in decisions if not decision.keep and decision.checkpoint.id != saved.id
-        ]
+        if decisions is None or self._remembered != remembered:
+            decisions = self._decide(self._remembered.values())
+        doomed = [each for each in decisions if not each.keep and each.checkpoint.id != saved.id]
         if doomed and marks.damaged:
             raise CorruptionError(
                 f"nothing is deleted while it is not known what {marks.damaged[0]} keeps: remove that file, "
@@ -87,25 +89,33 @@ class Retention:
                 kind="document",
                 key=marks.damaged[0],
             )
-        gone = self._workspace.forget([d.checkpoint for d in doomed if self._allowed(d)])
-        if gone:
-            ids = {checkpoint.id for checkpoint in gone}
-            for checkpoint in ids:
-                del self._remembered[checkpoint]
-            references = [key for key, reference in marks.references.items() if reference.checkpoint in ids]
-            self._reclaim(gone, keys - {checkpoint.key for checkpoint in gone}, references)
-        return decisions
-
-    def _reclaim(self, gone: Sequence[Checkpoint], left: Collection[str], references: Sequence[str]) -> None:
+        gone = self._workspace.forget([each.checkpoint for each in doomed if self._allowed(each)])
         try:
-            self._workspace.reclaim(gone, left, references)
+            if gone:
+                self._reclaim(keys, marks)
         finally:
             for checkpoint in gone:
-                _log.info("deleted checkpoint %s (step %d)", checkpoint.id, checkpoint.step)
-                try:
-                    self._fire(HookEvent.AFTER_DELETE, checkpoint)
-                except CkptError as error:
-                    _log.error("step %d is deleted, but a hook on it failed: %s", checkpoint.step, error)
+                self._remembered.pop(checkpoint.id, None)
+                self._tell_deleted(checkpoint)
+        return decisions
+
+    def _reclaim(self, keys: set[str], marks: Marks) -> None:
+        """Frees what the forgotten checkpoints of the experiment held: those forgotten now, and those that
+        an interruption left behind earlier."""
+        trash = list(self._workspace.repository.manifest_keys(self._experiment, trash=True))
+        forgotten = {found.id for found in trash}
+        self._workspace.reclaim(
+            [found.key for found in trash],
+            {key for key in keys if key.rpartition("-")[2].removesuffix(".json") not in forgotten},
+            [key for key, reference in marks.references.items() if reference.checkpoint in forgotten],
+        )
+
+    def _tell_deleted(self, checkpoint: Checkpoint) -> None:
+        _log.info("deleted checkpoint %s (step %d)", checkpoint.id, checkpoint.step)
+        try:
+            self._fire(HookEvent.AFTER_DELETE, checkpoint)
+        except CkptError as error:
+            _log.error("step %d is deleted, but a hook on it failed: %s", checkpoint.step, error)
 
     def _allowed(self, decision: Decision) -> bool:
         """Whether the hooks let it go. One that raises keeps it: what is deleted does not come back."""

@@ -55,10 +55,14 @@ class ArenaPool:
 def copy(flat: Flat, arena: Arena) -> Snapshot:
     """A snapshot whose tensors are copies in the arena: the live ones may change as soon as this returns."""
     sizes = [dtypes.nbytes(leaf.spec) for leaf in flat.leaves]
-    starts = np.cumsum([0, *(-(-size // _line(size)) * _line(size) for size in sizes)]).tolist()
-    block = arena.take(starts[-1])
+    starts, end = [], 0
+    for size in sizes:
+        line = _line(size)
+        starts.append(-(-end // line) * line)
+        end = starts[-1] + size
+    block = arena.take(end)
     staged = []
-    for leaf, start, size in zip(flat.leaves, starts, sizes, strict=False):
+    for leaf, start, size in zip(flat.leaves, starts, sizes, strict=True):
         data = block[start : start + size]
         if size:
             leaf.codec.copy_into(leaf.value, data)

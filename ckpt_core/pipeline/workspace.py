@@ -16,7 +16,6 @@ from ckpt_core.model import Checkpoint
 from ckpt_core.pipeline.index import Index
 from ckpt_core.pipeline.resolve import check_tag
 from ckpt_core.repository import MetricSegments, References, Repository
-from ckpt_core.repository.layout import trash_key
 from ckpt_core.stores import LocalStore, Store, open_store
 
 __all__ = ["Workspace"]
@@ -100,12 +99,12 @@ class Workspace:
         return pruned
 
     def reclaim(
-        self, forgotten: Sequence[Checkpoint], standing: Collection[str], references: Sequence[str]
+        self, forgotten: Sequence[str], standing: Collection[str], references: Sequence[str]
     ) -> Pruned:
-        """Prunes what only these forgotten checkpoints needed, at a cost that does not grow with the store.
+        """Prunes what only these forgotten manifests needed, without reading those of the whole store again.
 
-        `standing` are the keys of all manifests that are left, `references` those of the tags and pins of
-        the forgotten. Raises StoreError, CorruptionError.
+        `forgotten` are keys in the trash, `standing` those of all manifests that are left, `references`
+        those of the tags and pins of the forgotten. Raises StoreError, CorruptionError.
         """
         repository = self.repository
         with self._pruning:
@@ -117,7 +116,7 @@ class Workspace:
                     census = None
             if census is None:
                 census = Census.take(repository)
-            plan = plan_reclaim(repository, census, [trash_key(c.key) for c in forgotten], references)
+            plan = plan_reclaim(repository, census, forgotten, references)
             pruned = execute_prune(repository, plan, census=census, sweep=False)
             self._census = census
         self.audit("prune", repository.store.url, "done", freed=pruned.freed, packs=pruned.packs)

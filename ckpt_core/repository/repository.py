@@ -254,7 +254,7 @@ class Repository:
 
     def _known(self, base: Manifest | None) -> dict[str, tuple[PackRecord, int]]:
         """Chunks of `base` that can be named again. Those of a rewritten pack are left to be written anew."""
-        if base is None or base.chunk_bytes != self.document.chunk_bytes:
+        if base is None:
             return {}
         alive = [still_there(self.store, pack) for pack in base.packs]
         return {

@@ -138,6 +138,10 @@ class FileWriter(ObjectWriter):
                 dst_dir_fd=self._folder,
                 follow_symlinks=False,
             )
+        except FileExistsError:
+            # A network file system may have lost the answer to its first try, and asked again.
+            if os.fstat(self._fd).st_nlink < 2:
+                raise
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
@@ -146,9 +150,9 @@ class FileWriter(ObjectWriter):
                 os.stat(name, dir_fd=self._folder, follow_symlinks=False)
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
             self._rename()
-        else:
-            with suppress(OSError):  # a second name that nobody lists, until the next sweep
-                os.unlink(self._temporary, dir_fd=self._folder)
+            return
+        with suppress(OSError):  # a second name that nobody lists, until the next sweep
+            os.unlink(self._temporary, dir_fd=self._folder)
 
     def _rename(self) -> None:
         os.rename(self._temporary, self._path.name, src_dir_fd=self._folder, dst_dir_fd=self._folder)

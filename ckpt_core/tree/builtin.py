@@ -122,9 +122,7 @@ def _unpack_f4(data: Buffer) -> np.ndarray[Any, Any]:
 
 
 def _numpy_scalar(value: np.generic) -> dict[str, str]:
-    array = np.asarray(value)
-    if array.dtype.itemsize == 0:  # an empty text: numpy pads shorter ones with zeros, and strips them again
-        array = array.astype(f"<{array.dtype.kind}1")
+    array = np.asarray(value)  # makes room for one character in an empty text
     name = dtypes.name_of_numpy(array.dtype)
     if name is None:
         raise UnsupportedValueError(f"a numpy scalar of dtype {value.dtype} has no fixed bytes to store")

@@ -16,19 +16,9 @@ import numpy as np
 from ckpt_core.errors import StateError
 from ckpt_core.model import TensorSpec
 from ckpt_core.tree.codecs import CodecRegistry, ObjectCodec, TensorCodec, UnsupportedValueError
-from ckpt_core.tree.nodes import (
-    INLINE_BYTES,
-    MAX_DEPTH,
-    TAGS,
-    base_value,
-    child_path,
-    children,
-    key_component,
-    plain_value,
-    tag_of,
-)
+from ckpt_core.tree.nodes import INLINE_BYTES, MAX_DEPTH, base_value, child_path, key_component
 
-__all__ = ["INLINE_BYTES", "TAGS", "Flat", "Leaf", "children", "flatten", "plain_value", "tag_of"]
+__all__ = ["Flat", "Leaf", "flatten"]
 
 _INT64 = 1 << 63
 

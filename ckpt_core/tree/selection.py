@@ -19,7 +19,8 @@ class Selection:
 
     def __init__(self, patterns: str | Sequence[str] | None) -> None:
         self.everything = patterns is None
-        self.patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns or ())
+        given: Any = () if patterns is None else patterns
+        self.patterns = tuple(given) if isinstance(given, (list, tuple, set, frozenset)) else (given,)
         if not all(isinstance(pattern, str) for pattern in self.patterns):
             raise UsageError("include= takes paths or patterns, as ['model/*', 'epoch']", kind="option")
 

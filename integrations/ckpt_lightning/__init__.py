@@ -30,12 +30,16 @@ def for_package(name: str) -> Classes:
 
 @cache
 def _callback_class(packages: tuple[str, ...]) -> type[CallbackBehaviour]:
-    return _joined("CheckpointCallback", CallbackBehaviour, bases("Checkpoint", packages))
+    made: type[CallbackBehaviour] = _joined(
+        "CheckpointCallback", CallbackBehaviour, bases("Checkpoint", packages)
+    )
+    return made
 
 
 @cache
 def _io_class(packages: tuple[str, ...]) -> type[ReferenceReader]:
-    return _joined("CheckpointIO", ReferenceReader, bases("CheckpointIO", packages))
+    made: type[ReferenceReader] = _joined("CheckpointIO", ReferenceReader, bases("CheckpointIO", packages))
+    return made
 
 
 def _joined(name: str, behaviour: type, theirs: tuple[type, ...]) -> Any:
@@ -63,7 +67,9 @@ class _ChosenOnUse(type):
         return cls.__subclasscheck__(type(instance))
 
     def __subclasscheck__(cls, subclass: type) -> bool:
-        return issubclass(subclass, CallbackBehaviour if cls.__name__ == "CheckpointCallback" else ReferenceReader)
+        return issubclass(
+            subclass, CallbackBehaviour if cls.__name__ == "CheckpointCallback" else ReferenceReader
+        )
 
 
 if TYPE_CHECKING:

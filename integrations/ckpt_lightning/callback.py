@@ -77,7 +77,9 @@ class CallbackBehaviour:
     ) -> None:
         super().__init__()
         if monitor is not None and metric is not None and monitor != metric:
-            raise UsageError(f"monitor={monitor!r} and metric={metric!r} are the same thing: give one of them")
+            raise UsageError(
+                f"monitor={monitor!r} and metric={metric!r} are the same thing: give one of them"
+            )
         monitor = metric if monitor is None else monitor
         self.policy = save_policy_of(
             monitor=monitor, mode=mode or "min", save_policy=save_policy, every_n_steps=every_n_steps,
@@ -91,7 +93,9 @@ class CallbackBehaviour:
                     kind="manager",
                 )
         elif root is None or experiment is None:
-            raise UsageError('say where to save: CheckpointCallback("checkpoints", experiment="...")', kind="root")
+            raise UsageError(
+                'say where to save: CheckpointCallback("checkpoints", experiment="...")', kind="root"
+            )
         kept = retention_of(monitor=monitor, save_top_k=save_top_k, save_last=save_last, retention=retention)
         self._options: dict[str, Any] = {
             "experiment": experiment, "metric": monitor, "mode": mode or "min", "retention": kept,
@@ -139,6 +143,12 @@ class CallbackBehaviour:
         """Puts a CheckpointIO that understands references before the trainer's; in fit, watches the loop."""
         if trainer.fast_dev_run:
             return
+        if trainer.world_size > 1:
+            raise UsageError(
+                f"the training runs in {trainer.world_size} processes, and this callback saves from one: "
+                "use devices=1 for now",
+                kind="processes",
+            )
         strategy = trainer.strategy
         if not isinstance(strategy.checkpoint_io, ReferenceReader):
             from ckpt_lightning import io_class_for
@@ -204,9 +214,13 @@ class CallbackBehaviour:
         if self.session is None or self.session.resumption.kind != "complete" or self._loaded is None:
             return
         asked = self._loaded["asked"]
-        if _no_more(trainer.max_epochs, asked["max_epochs"]) and _no_more(trainer.max_steps, asked["max_steps"]):
+        if _no_more(trainer.max_epochs, asked["max_epochs"]) and _no_more(
+            trainer.max_steps, asked["max_steps"]
+        ):
             self.session.nothing_to_do()
             trainer.should_stop = True  # it may have been stopped early, before its limits
+            results.restore_module(pl_module, self._loaded["module"])
+            restore_rng(self._loaded["rng"])
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """By now Lightning has its own signal handlers, which ours let go on."""
@@ -231,7 +245,9 @@ class CallbackBehaviour:
         if self._gradients is not None:
             self._gradients.begin_iteration()
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """STEP_END, if an optimizer made a step."""
         if self.session is None or trainer.global_step == self._last_step:
             return
@@ -257,7 +273,9 @@ class CallbackBehaviour:
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """The last save; everything is durable when this returns."""
         if self.session is not None:
-            self.session.finish(trainer.global_step, trainer.current_epoch, lambda: self._capture(trainer, "end"))
+            self.session.finish(
+                trainer.global_step, trainer.current_epoch, lambda: self._capture(trainer, "end")
+            )
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """No safe point: what is being written becomes durable, and no more is saved."""
@@ -303,7 +321,9 @@ class CallbackBehaviour:
             "asked": {"max_epochs": trainer.max_epochs, "max_steps": trainer.max_steps},
         }
         try:
-            return self._parameters.storable(trainer._checkpoint_connector.dump_checkpoint(weights_only=False))
+            return self._parameters.storable(
+                trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+            )
         finally:
             self._capturing = None
 
@@ -320,4 +340,4 @@ class CallbackBehaviour:
 
 def _no_more(now: int | None, then: int | None) -> bool:
     """Whether a limit asks for no more than an earlier one did; None and -1 are no limit."""
-    return then in (None, -1) or (now not in (None, -1) and now <= then)  # type: ignore[operator]
+    return then in (None, -1) or (now not in (None, -1) and now <= then)

@@ -50,7 +50,11 @@ def save_policy_of(
 
 
 def retention_of(
-    *, monitor: str | None, save_top_k: int | None, save_last: bool | str | None, retention: Sequence[RetentionPolicy]
+    *,
+    monitor: str | None,
+    save_top_k: int | None,
+    save_last: bool | str | None,
+    retention: Sequence[RetentionPolicy],
 ) -> tuple[RetentionPolicy, ...]:
     """What to keep. With nothing said: everything. The newest is always kept, or nothing could be resumed."""
     policies = list(retention)

@@ -30,7 +30,9 @@ def as_reference(path: Any) -> str | None:
 class ReferenceReader:
     """The behaviour of the CheckpointIO: `manager` gives the manager that references are asked of."""
 
-    def __init__(self, manager: CheckpointManager | Callable[[], CheckpointManager], inner: Any = None) -> None:
+    def __init__(
+        self, manager: CheckpointManager | Callable[[], CheckpointManager], inner: Any = None
+    ) -> None:
         super().__init__()
         self._manager = manager
         self.inner = inner
@@ -51,7 +53,9 @@ class ReferenceReader:
         try:
             state: dict[str, Any] = self.manager.load(reference)
         except NotFoundError as error:
-            raise NotFoundError(f"{error}. There is no file {reference!r} either", kind="checkpoint") from error
+            raise NotFoundError(
+                f"{error}. There is no file {reference!r} either", kind="checkpoint"
+            ) from error
         state.pop("session", None)
         return state
 

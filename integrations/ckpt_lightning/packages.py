@@ -51,6 +51,7 @@ def bases(kind: str, packages: tuple[str, ...]) -> tuple[type, ...]:
             found.append(getattr(importlib.import_module(PACKAGES[package][kind]), kind))
         except ImportError as error:
             raise MissingExtraError(
-                f"{package} cannot be imported ({error}): pip install {package.partition('.')[0]}", extra="lightning"
+                f"{package} cannot be imported ({error}): pip install {package.partition('.')[0]}",
+                extra="lightning",
             ) from error
     return tuple(found)

@@ -76,7 +76,10 @@ def _restore_result(trainer: Any, words: Any, saved: Mapping[str, Any]) -> Any:
     sync = saved["sync"]
     meta = words._Metadata(**saved["meta"])
     meta.sync = words._Sync(
-        fn=trainer.strategy.reduce, _should=sync["should"], rank_zero_only=sync["rank_zero_only"], _op=sync["op"]
+        fn=trainer.strategy.reduce,
+        _should=sync["should"],
+        rank_zero_only=sync["rank_zero_only"],
+        _op=sync["op"],
     )
     result = words._ResultMetric(meta, saved["is_tensor"])
     result.to(trainer.strategy.root_device)
@@ -99,7 +102,9 @@ def capture_module(module: torch.nn.Module) -> dict[str, Any]:
             name: {
                 "state": {each: getattr(metric, each) for each in metric._defaults},
                 "update_count": metric._update_count,
-                "forward_cache": metric._forward_cache if isinstance(metric._forward_cache, torch.Tensor) else None,
+                "forward_cache": metric._forward_cache
+                if isinstance(metric._forward_cache, torch.Tensor)
+                else None,
             }
             for name, metric in _metrics(module)
         },

@@ -77,7 +77,9 @@ class TorchCheckpointer:
     ) -> None:
         taken = _RESERVED & objects.keys()
         if taken:
-            raise UsageError(f"{', '.join(sorted(taken))}: the checkpointer keeps that name itself; choose another")
+            raise UsageError(
+                f"{', '.join(sorted(taken))}: the checkpointer keeps that name itself; choose another"
+            )
         parts.check(objects)
         self._objects = objects
         self.state = {} if state is None else state
@@ -88,7 +90,9 @@ class TorchCheckpointer:
         }  # fmt: skip
         self._owned, self.manager = _manager(root, experiment, manager, options)
         policy = save_policy_from(every_n_steps, every_n_epochs, every_minutes)
-        self.manager.hooks.register_hook(SavePolicyHook(AnyOf(save_policy, policy) if save_policy else policy))
+        self.manager.hooks.register_hook(
+            SavePolicyHook(AnyOf(save_policy, policy) if save_policy else policy)
+        )
         self._resume = resume
         self.session = Session(self.manager, signals=signals)
         self._gradients = parts.Gradients(objects)
@@ -298,6 +302,7 @@ class TorchCheckpointer:
         # Stopped early is complete, too, until more is asked for than then.
         complete = self.resumption.kind == "complete" and total <= self._asked_before.get(what, 0)
         if complete:
+            self._restore_rng()
             self.session.nothing_to_do()
         return complete
 
@@ -307,7 +312,8 @@ class TorchCheckpointer:
                 return tracked
         known = ", ".join(self._loaders) or "there are none"
         raise UsageError(
-            f"which loader? give the checkpointer loader=..., or name one of those it has ({known})", kind="loader"
+            f"which loader? give the checkpointer loader=..., or name one of those it has ({known})",
+            kind="loader",
         )
 
     def _close(self) -> None:
@@ -325,7 +331,9 @@ def _manager(
     if manager is not None:
         if root is not None or experiment is not None or given:
             extra = ["root"] * (root is not None) + ["experiment"] * (experiment is not None) + list(given)
-            raise UsageError(f"with manager=, these are the manager's to say: {', '.join(extra)}", kind="manager")
+            raise UsageError(
+                f"with manager=, these are the manager's to say: {', '.join(extra)}", kind="manager"
+            )
         return False, manager
     if root is None or experiment is None:
         raise UsageError('say where to save: TorchCheckpointer("checkpoints", experiment="...")', kind="root")

@@ -53,7 +53,9 @@ class TrackedLoader:
         self.resume_data = resume_data
         self.before_fetch = before_fetch
         self.lookahead = lookahead
-        self.stateful = all(callable(getattr(loader, each, None)) for each in ("state_dict", "load_state_dict"))
+        self.stateful = all(
+            callable(getattr(loader, each, None)) for each in ("state_dict", "load_state_dict")
+        )
         self.delivered = 0
         self.started = False
         self.passes = 0
@@ -98,7 +100,12 @@ class TrackedLoader:
             return self._pending
         if self.stateful:
             started = self.started and not between
-            return {"kind": "own", "own": self.loader.state_dict(), "started": started, "delivered": self.delivered}
+            return {
+                "kind": "own",
+                "own": self.loader.state_dict(),
+                "started": started,
+                "delivered": self.delivered,
+            }
         self._note_numbers()
         started = self.started and not between
         position: Position = {
@@ -205,6 +212,7 @@ class TrackedLoader:
         self.delivered = 0
         self._workers_begin: dict[int, Any] = {}
         self._tape = Tape() if self._must_replay() else None
+        iterator: Iterator[Any]
         if self._maker is None:
             iterator = iter(self.loader)
         elif position is not None and position.get("born"):
@@ -237,6 +245,7 @@ class TrackedLoader:
         if delivered:
             how = "skipping to" if method == "skip" else "fetching again and dropping"
             _log.info("%s: going to batch %d by %s it (%s)", self.name, delivered, how, reason)
+        iterator: Iterator[Any]
         if self._maker is None:
             write_streams(self._begin["streams"])
             self._memory.write(self._begin["memory"], numbers=frozenset(self._changed))
@@ -295,7 +304,9 @@ class TrackedLoader:
         numbers = self._memory.read_numbers()
         if self._baseline is None:
             self._baseline = numbers
-        self._changed.update(path for path in numbers if numbers[path] != self._baseline.get(path, numbers[path]))
+        self._changed.update(
+            path for path in numbers if numbers[path] != self._baseline.get(path, numbers[path])
+        )
 
     def _note_sizes(self) -> None:
         """Containers that an epoch finds longer than the first one did carry something from epoch to epoch."""
@@ -339,7 +350,11 @@ class _Batches:
         raise StopIteration
 
 
-_SAYS = {"own": "keeps its own position (state_dict)", "plain": "does not keep its position itself", "None": "?"}
+_SAYS = {
+    "own": "keeps its own position (state_dict)",
+    "plain": "does not keep its position itself",
+    "None": "?",
+}
 
 
 def _of_samples(paths: Iterable[str]) -> set[str]:
@@ -376,7 +391,9 @@ def _describe(loader: Any) -> dict[str, Any]:
 
 
 def _warn_of_differences(name: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    differences = [f"{key} was {saved[key]!r}, is {now.get(key)!r}" for key in saved if saved[key] != now.get(key)]
+    differences = [
+        f"{key} was {saved[key]!r}, is {now.get(key)!r}" for key in saved if saved[key] != now.get(key)
+    ]
     if differences:
         _log.warning(
             "%s differs from the one that the checkpoint was made with (%s): the data will not be the same "

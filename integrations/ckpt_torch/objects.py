@@ -90,7 +90,8 @@ def _load(name: str, item: Any, state: Any) -> None:
             item.load_state_dict(_in_types_of(state, item.state_dict()))
     except (RuntimeError, ValueError, KeyError) as error:
         raise StateMismatchError(
-            f"{name} ({type(item).__name__}) does not take the state in the checkpoint: {error}", paths=(name,)
+            f"{name} ({type(item).__name__}) does not take the state in the checkpoint: {error}",
+            paths=(name,),
         ) from error
     if isinstance(item, torch.optim.Optimizer):
         _mend_dtypes(item, state)
@@ -115,7 +116,11 @@ def _mend_dtypes(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> 
         live = optimizer.state.get(parameter, {})
         for key, saved in state["state"].get(number, {}).items():
             there = live.get(key)
-            if isinstance(saved, torch.Tensor) and isinstance(there, torch.Tensor) and saved.dtype != there.dtype:
+            if (
+                isinstance(saved, torch.Tensor)
+                and isinstance(there, torch.Tensor)
+                and saved.dtype != there.dtype
+            ):
                 live[key] = saved.to(device=there.device, copy=True)
 
 

@@ -100,7 +100,7 @@ def capture_rng() -> dict[str, Any]:
     An accelerator that this process has not used yet is not woken up for it.
     """
     state = read_streams()
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         state["cuda"] = [_from_torch(each) for each in torch.cuda.get_rng_state_all()]
     if torch.backends.mps.is_available():
         state["mps"] = _from_torch(torch.mps.get_rng_state())

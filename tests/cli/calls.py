@@ -40,9 +40,11 @@ class Answer:
 
 def model(seed: int = 0, lr: float = 0.1) -> dict[str, Any]:
     random = np.random.default_rng(seed)
+    weight, bias = random.standard_normal((16, 8)).astype("f4"), random.standard_normal(8).astype("f4")
+    moments = [random.standard_normal(8), random.standard_normal(8)]
     return {
-        "model": {"fc.weight": random.standard_normal((16, 8)).astype("f4"), "fc.bias": np.zeros(8, "f4")},
-        "optimizer": {"moments": [np.zeros(8, "f8"), np.ones(8, "f8")], "lr": lr, "betas": (0.9, 0.999)},
+        "model": {"fc.weight": weight, "fc.bias": bias},
+        "optimizer": {"moments": moments, "lr": lr, "betas": (0.9, 0.999)},
         "config": {"lr": lr, "layers": [16, 8], "name": "digits"},
         "epoch": 0,
     }
@@ -50,7 +52,7 @@ def model(seed: int = 0, lr: float = 0.1) -> dict[str, Any]:
 
 def train(manager: CheckpointManager, state: dict[str, Any], steps: range, loss: float = 1.0) -> None:
     for step in steps:
-        state["model"]["fc.bias"] = state["model"]["fc.bias"] + np.float32(0.5)
+        state["model"]["fc.bias"] = state["model"]["fc.bias"] + np.float32(loss)
         state["epoch"] = step // 100
         manager.log({"loss": loss / step}, step=step)
         manager.save(state, step=step, metrics={"val_loss": loss / step}, wait=True)
@@ -84,7 +86,7 @@ def ids(ckpt: Call, *arguments: str) -> list[str]:
 
 
 def damage(store: Path, name: str = "*", offset: int = -1) -> Path:
-    """Flips a bit in the first pack whose name matches; the last byte unless told otherwise."""
+    """Flips a bit in the first pack of an experiment; in its last byte unless told otherwise."""
     pack = sorted(store.glob(f"packs/{name}/*.safetensors"))[0]
     data = bytearray(pack.read_bytes())
     data[offset] ^= 1

@@ -13,6 +13,7 @@ import pytest
 from ckpt_core import CheckpointManager
 from ckpt_core.maintenance.difference import ABSENT, Difference, difference
 from ckpt_core.pipeline.workspace import Workspace
+from ckpt_core.repository import ChunkReader
 from cli.calls import Call, damage
 
 CHUNK = 8 << 20
@@ -149,6 +150,24 @@ def test_equal_tensors_are_not_read(store_path: Path) -> None:
     workspace.close()
 
 
+def test_of_the_new_tensor_only_what_differs_is_read(
+    store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[tuple[int, int]] = []
+    real = ChunkReader.read_range
+
+    def counted(reader: ChunkReader, index: int, begin: int, end: int) -> Any:
+        read.append((reader.manifest.step, end - begin))
+        return real(reader, index, begin, end)
+
+    monkeypatch.setattr(ChunkReader, "read_range", counted)
+    old = np.arange(3 * CHUNK, dtype="u1")
+    new = old.copy()
+    new[CHUNK] += 1
+    assert change(store_path, old, new).changed == 1
+    assert sorted(read) == [(1, CHUNK)] * 3 + [(2, CHUNK)]
+
+
 def test_an_odd_width_that_straddles_chunks(tmp_path: Path) -> None:
     old = np.full(CHUNK // 12 + 5, "abc")
     new = old.copy()
@@ -216,7 +235,7 @@ def test_diff_quietly_names_what_changed(ckpt: Call) -> None:
 
 
 def test_diff_of_damage(ckpt: Call, store: Path) -> None:
-    damage(store, "mnist", offset=5000)
+    damage(store, "mnist", offset=4096 + 64)
     answer = ckpt("diff", "mnist@step=10", "mnist@step=20", "--json")
     assert answer.code == 4
     assert "damaged" in answer.error["message"]

@@ -1,4 +1,4 @@
-"""The reference page names every command and option, and shows what the command really says."""
+"""The reference page names every command, every option and every exit code, and none that is not there."""
 
 from __future__ import annotations
 

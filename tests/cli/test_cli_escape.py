@@ -12,6 +12,7 @@ from ckpt_core import clock
 from ckpt_core.cli import words
 from ckpt_core.cli.escape import escape, width_of
 from ckpt_core.cli.output import jsonable
+from ckpt_core.cli.records import short_ids
 from ckpt_core.cli.tables import Column, Span, layout
 
 
@@ -111,6 +112,12 @@ def test_a_moment_is_told_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_shares_never_pretend(value: float, shown: str) -> None:
     assert words.share(value) == shown
+
+
+def test_ids_are_cut_where_they_still_differ() -> None:
+    one, two, three = "01M85A9ZYTAV66SYQTYJ3CJ1DP", "01M85A9ZYTAV7", "01M85BVDZTZQ5TJV1EHEFH68TF"
+    assert set(short_ids([one, three]).values()) == {"01M85A9ZYT", "01M85BVDZT"}
+    assert set(short_ids([three, two, one]).values()) == {one[:13], two[:13], three[:13]}
 
 
 def test_what_json_lacks_becomes_text() -> None:

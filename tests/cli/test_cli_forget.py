@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ckpt_core import CheckpointManager
-from cli.calls import Call, damage, ids, model
+from cli.calls import Call, ids, model
 
 
 def decisions(ckpt: Call, *arguments: str) -> dict[str, tuple[bool, str]]:
@@ -33,7 +33,7 @@ def test_policies_work_on_each_lineage(ckpt: Call) -> None:
         "digits/1/300", "digits/2/300", "digits/2/500", "digits/3/100", "mnist/1/20", "mnist/1/30",
     ]  # fmt: skip
     assert found["digits/1/300"] == (True, "pinned")
-    assert found["digits/2/500"] == (True, "last 2")
+    assert found["digits/2/500"] == (True, "last 2, newest")
     assert found["digits/1/400"] == (False, "kept by none of: last 2")
 
 
@@ -132,6 +132,23 @@ def test_shared_bytes_are_counted_once_and_only_if_they_go(ckpt: Call, tmp_path:
     assert rows["frees"] == sum(path.stat().st_size for path in root.glob("packs/*/*"))
 
 
+def test_bytes_that_are_free_to_go_already_are_not_counted_again(ckpt: Call, tmp_path: Path) -> None:
+    root = tmp_path / "half"
+    random = np.random.default_rng(0)
+    with CheckpointManager(root, experiment="x") as manager:
+        state = {name: random.standard_normal(300_000) for name in "abcd"}
+        manager.save(state, step=1, wait=True)
+        state |= {name: random.standard_normal(300_000) for name in "abc"}
+        manager.save(state, step=2, wait=True)
+        manager.save({"e": random.standard_normal(10)}, step=3, wait=True)
+        manager.forget("step=1")
+    before = ckpt("prune", "--dry-run", "--json", at=root).data["plan"]
+    assert [row["dead_bytes"] for row in before["rewrites"]] == [3 * 2_400_000]
+    found = ckpt("forget", "step=2", "--json", at=root).data["frees"]
+    after = ckpt("prune", "--dry-run", "--json", at=root).data["plan"]["frees"]
+    assert found == after - before["frees"] > 4 * 2_400_000
+
+
 def test_checkpoints_by_name(ckpt: Call) -> None:
     before = ids(ckpt, "mnist")
     answer = ckpt("forget", "mnist@step=10", before[1][:20])
@@ -208,6 +225,21 @@ def test_a_damaged_checkpoint_can_be_forgotten(ckpt: Call, store: Path) -> None:
     assert (answer.code, "cannot be told" in answer.err) == (0, True)
 
 
+def test_a_damaged_checkpoint_that_the_catalog_lost_can_be_forgotten_by_its_id(
+    ckpt: Call, store: Path
+) -> None:
+    first = ids(ckpt, "mnist")[0]
+    manifest = sorted(store.glob("checkpoints/mnist/*.json"))[0]
+    manifest.write_bytes(manifest.read_bytes()[:-40])
+    ckpt("reindex")
+    assert ckpt("show", first).code == 1
+    answer = ckpt("forget", first[:20], "--json")
+    assert (answer.code, answer.data["forgotten"]) == (0, [first])
+    assert ckpt("prune").code == 0
+    assert ckpt("doctor").code == 0
+    assert len(ids(ckpt, "mnist")) == 2
+
+
 def test_one_that_is_gone_already_is_told(ckpt: Call, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process forgets it between the plan and the deed: when the plan is confirmed."""
     from ckpt_core.cli.call import Call as CommandCall
@@ -231,7 +263,7 @@ def test_prune_shows_its_plan_and_does_it(ckpt: Call, store: Path) -> None:
     ckpt("forget", "--keep-last", "1")
     answer = ckpt("prune", "--dry-run")
     assert "would be reclaimed" in answer.out
-    assert "6 forgotten checkpoints would go for good" in answer.out
+    assert "6 forgotten checkpoints, 2 dangling tags and pins would go for good" in answer.out
     assert len(list(store.glob("trash/*/*.json"))) == 6
     assert ckpt("prune", "--dry-run", "-q").out.strip().isdecimal()
     answer = ckpt("prune")
@@ -280,10 +312,9 @@ def test_prune_of_damage_says_so(ckpt: Call, tmp_path: Path) -> None:
         state |= {name: random.standard_normal(300_000) for name in "abc"}
         manager.save(state | model(), step=2, wait=True)
     ckpt("forget", "step=1", at=root)
-    for pack in sorted(root.glob("packs/*/*.safetensors"))[:1]:
-        data = bytearray(pack.read_bytes())
-        data[4096:] = bytes(len(data) - 4096)
-        pack.write_bytes(data)
-    assert damage
+    pack = sorted(root.glob("packs/*/*.safetensors"))[0]
+    data = bytearray(pack.read_bytes())
+    data[8192:] = bytes(len(data) - 8192)
+    pack.write_bytes(data)
     answer = ckpt("prune", "--json", at=root)
     assert (answer.code, answer.error["class"]) == (4, "CorruptionError")

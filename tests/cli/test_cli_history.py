@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from ckpt_core.cli.history import draw, links
+from ckpt_core.cli.history import Link, draw, links
 from ckpt_core.model import Attempt, Checkpoint
 
 
@@ -73,6 +73,12 @@ def test_forgotten_checkpoints_are_bridged() -> None:
     assert found["A"] is None
     assert (found["C"].to, found["C"].direct) == ("A", False)
     assert (found["D"].to, found["D"].direct) == ("C", False)
+
+
+def test_a_resume_is_not_joined_to_what_came_after_it() -> None:
+    one, two = attempt(1), attempt(2, 1, ("gone", 3))
+    known = [checkpoint("A", one, 1), checkpoint("E", one, 9, "lost"), checkpoint("D", two, 5, "gone")]
+    assert links(known)["D"] == Link("A", False)
 
 
 def test_a_resume_from_before_all_that_stands_begins_a_line() -> None:

@@ -65,6 +65,11 @@ def test_a_name_that_no_tag_may_have(name: str, ckpt: Call) -> None:
     assert (answer.code, len(tags(ckpt))) == (2, 3), answer
 
 
+def test_a_slip_sets_no_tag(ckpt: Call) -> None:
+    assert ckpt("tag", "mnist@latest", "good", "latest").code == 2
+    assert len(tags(ckpt)) == 3
+
+
 def test_a_tag_without_a_name_is_asked_for(ckpt: Call) -> None:
     answer = ckpt("tag", "mnist@latest")
     assert (answer.code, "name the tag" in answer.err) == (2, True)

@@ -12,24 +12,23 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from ckpt_core import CheckpointManager
-from ckpt_core.cli.program import COMMANDS
+from ckpt_core.format.sealed import seal
+from ckpt_core.ids import new_ulid
 from cli.calls import Call, damage
 
 Process = Callable[..., subprocess.CompletedProcess[str]]
 FRAMEWORKS = {"torch", "jax", "tensorflow", "keras", "lightning", "pytorch_lightning", "transformers"}
-IMPORTED = (
-    "import sys, json; from ckpt_core.cli.program import program; program.main({!r}, standalone_mode=False)"
-)
 
 
 def environment(store: Path, **more: str) -> dict[str, str]:
-    kept = {
-        key: value for key, value in os.environ.items() if not key.startswith(("CKPT_", "_CKPT", "NO_COLOR"))
-    }
+    """Of a person without any settings. What is written must be buffered, as it usually is."""
+    settings = ("CKPT_", "_CKPT", "NO_COLOR", "PYTHONUNBUFFERED")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(settings)}
     return kept | {"CKPT_STORE": str(store), "TERM": "xterm", "COLUMNS": "80", "LINES": "24"} | more
 
 
@@ -38,7 +37,6 @@ def environment(store: Path, **more: str) -> dict[str, str]:
     [
         (("ls",), 0),
         (("diff", "digits@step=400", "digits@step=500", "--exit-code"), 1),
-        (("show", "digits@nothing"), 1),
         (("ls", "--nonsense"), 2),
         ((), 2),
         (("ls", "--store", "nowhere"), 10),
@@ -70,40 +68,96 @@ def test_the_console_script_is_the_same(store: Path) -> None:
 # -- what a start costs ---------------------------------------------------------------------------
 
 
-def imported(arguments: list[str], store: Path) -> set[str]:
-    ask = IMPORTED.format(arguments) + "; print(json.dumps(sorted(sys.modules)), file=sys.stderr)"
+def imported(store: Path, *calls: list[str]) -> set[str]:
+    """The packages that a fresh interpreter has imported after these calls."""
+    code = (
+        "import sys, json\n"
+        "from ckpt_core.cli.program import program\n"
+        f"codes = [program.main(call, standalone_mode=False) for call in {list(calls)!r}]\n"
+        "print(json.dumps([codes, sorted(sys.modules)]), file=sys.stderr)\n"
+    )
     done = subprocess.run(
-        [sys.executable, "-c", ask],
+        [sys.executable, "-c", code],
         env=environment(store),
         capture_output=True,
         text=True,
         check=True,
         timeout=60,
     )
-    return {name.partition(".")[0] for name in json.loads(done.stderr.splitlines()[-1])}
+    codes, modules = json.loads(done.stderr.splitlines()[-1])
+    assert codes == [0] * len(calls), done.stderr
+    return {name.partition(".")[0] for name in modules}
 
 
 def test_help_imports_next_to_nothing(store: Path) -> None:
-    modules = imported(["--help"], store)
+    modules = imported(store, ["--help"], ["ls", "--help"], ["--version"])
     assert "click" in modules
     assert not modules & (FRAMEWORKS | {"sqlalchemy", "alembic", "rich", "numpy", "msgspec"})
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
+def test_no_command_imports_a_framework(store: Path) -> None:
+    calls = [
         ["ls"],
-        ["show", "digits@latest"],
-        ["cat", "digits@latest", "model/fc.weight"],
+        ["experiments"],
+        ["show", "digits@latest", "--leaves"],
+        ["log"],
         ["diff", "digits@latest", "digits@warm"],
+        ["cat", "digits@latest", "model/fc.weight"],
+        ["restore", "digits@latest", "out"],
+        ["tag", "digits@latest", "x"],
+        ["forget", "--keep-last", "1", "--prune"],
         ["verify"],
         ["stats"],
-        ["doctor"],
-        ["restore", "digits@latest", "out"],
-    ],
-)
-def test_no_command_imports_a_framework(arguments: list[str], store: Path) -> None:
-    assert not imported(arguments, store) & (FRAMEWORKS | {"rich", "alembic"})
+        ["reindex"],
+    ]
+    assert not imported(store, *calls) & (FRAMEWORKS | {"rich", "alembic"})
+
+
+def test_a_checkpoint_of_another_framework_is_read_without_it(store: Path, tmp_path: Path) -> None:
+    for path in store.glob("checkpoints/mnist/*.json"):
+        body = msgspec.json.decode(path.read_bytes())
+        body.pop("sha256")
+        body["tensors"] = [[*tensor[:3], "torch"] for tensor in body["tensors"]]
+        path.write_bytes(seal(body))
+    (store / "catalog.db").unlink()
+    target = tmp_path / "out.safetensors"
+    calls = [
+        ["show", "mnist@latest", "--leaves"],
+        ["cat", "mnist@latest", "model/fc.weight"],
+        ["diff", "mnist@step=10", "mnist@step=20"],
+        ["restore", "mnist@latest", str(target)],
+        ["verify"],
+    ]
+    assert not imported(store, *calls) & FRAMEWORKS
+    assert b'"format":"pt"' in target.read_bytes()[:400]
+
+
+def grown(store: Path, count: int) -> None:
+    """Gives mnist so many checkpoints, each a manifest of its own over the packs that are there."""
+    pattern = sorted(store.glob("checkpoints/mnist/*.json"))[0]
+    body = msgspec.json.decode(pattern.read_bytes())
+    body.pop("sha256")
+    for step in range(1000, 1000 + count):
+        body |= {"id": new_ulid(), "step": step}
+        (pattern.parent / f"{step:012d}-{body['id']}.json").write_bytes(seal(body))
+
+
+def test_a_list_of_a_thousand_is_quick(store: Path, ckpt: Call) -> None:
+    """At most 500 ms on a warm catalog. The processor's time, best of five, and twice of it: a busy or an old
+    machine must not fail this, an import that came in by mistake must."""
+    grown(store, 1000)
+    assert len(ckpt("ls", "-q").out.split()) == 1010
+    times = []
+    for _ in range(5):
+        before = os.times()
+        subprocess.run(
+            [sys.executable, "-m", "ckpt_core", "ls"], env=environment(store), capture_output=True, check=True
+        )
+        after = os.times()
+        times.append(
+            after.children_user + after.children_system - before.children_user - before.children_system
+        )
+    assert min(times) < 1.0, times
 
 
 # -- pipes and signals ----------------------------------------------------------------------------
@@ -149,7 +203,8 @@ def test_control_c_is_130_and_leaves_nothing(tmp_path: Path) -> None:
     with CheckpointManager(store, experiment="x") as manager:
         manager.save({"t": np.zeros(1000)}, step=1, wait=True)
     wait = (
-        "import sys, threading\n"
+        "import signal, sys, threading\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's job may have it ignored
         "from ckpt_core.repository.reader import ChunkReader\n"
         "def never(*arguments):\n"
         "    print('reading', file=sys.stderr, flush=True)\n"
@@ -171,31 +226,39 @@ def test_control_c_is_130_and_leaves_nothing(tmp_path: Path) -> None:
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=30)
     assert (child.returncode, out, err) == (130, "", "error: interrupted\n")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["slow"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "slow"]
 
 
 # -- terminals ------------------------------------------------------------------------------------
 
 
-def on_terminal(store: Path, *arguments: str, answer: str = "", **more: str) -> tuple[int, str]:
-    """Runs the command on a terminal of 80 columns; its exit code, and all that was to be seen."""
+def on_terminal(
+    store: Path, *arguments: str, answer: str = "", program: str = "", **more: str
+) -> tuple[int, str]:
+    """Runs the command on a terminal of 80 columns; its exit code, and all that was to be seen.
+
+    `program` is Python to run before the command.
+    """
     child, terminal = pty.fork()
     if child == 0:  # pragma: no cover
-        os.execve(sys.executable, [sys.executable, "-m", "ckpt_core", *arguments], environment(store, **more))
-    shown = b""
-    asked = False
+        attentive = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+        begin = f"{attentive}\n{program}\nfrom ckpt_core.cli import main; main()"
+        os.execve(sys.executable, [sys.executable, "-c", begin, *arguments], environment(store, **more))
+    shown, silent, asked = b"", 0, False
     while True:
-        ready, _, _ = select.select([terminal], [], [], 30)
-        assert ready, f"nothing more came after {shown!r}"
-        try:
-            data = os.read(terminal, 65536)
-        except OSError:
-            break
-        if not data:
-            break
-        shown += data
-        if answer and not asked and b"[y/N]" in shown:
-            os.write(terminal, answer.encode())
+        ready, _, _ = select.select([terminal], [], [], 1)
+        if not ready:
+            silent += 1
+            assert silent < 30, f"nothing more came after {shown!r}"
+        else:
+            try:
+                data = os.read(terminal, 65536)
+            except OSError:
+                break
+            shown += data
+        # Again where nothing comes of it: the interpreter can miss a signal just before it begins to read.
+        if b"[y/N]" in shown and (not asked or silent > 1):
+            os.write(terminal, answer.encode() if not asked or answer == "\x03" else b"")
             asked = True
     _, status = os.waitpid(child, 0)
     os.close(terminal)
@@ -208,59 +271,31 @@ def test_colour_only_where_it_is_wanted(store: Path) -> None:
     assert "\x1b" not in on_terminal(store, "experiments", TERM="dumb")[1]
 
 
-@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"completion", "prune"}))
-def test_lines_fit_the_terminal(command: str, store: Path) -> None:
-    arguments = {
-        "show": ["digits@latest", "--leaves"],
-        "diff": ["digits@step=400", "digits@step=500"],
-        "cat": ["digits@latest", "model/fc.weight"],
-        "restore": ["digits@latest", "out.safetensors"],
-        "pin": ["digits@latest"],
-        "unpin": ["digits@latest"],
-        "forget": ["--keep-last", "1", "--dry-run"],
-    }
-    code, shown = on_terminal(store, command, *arguments.get(command, []), NO_COLOR="1")
-    assert code == 0
-    tables = {"ls", "experiments", "forget", "stats", "tag", "log", "diff"}
-    if command in tables:
-        assert max(map(len, shown.splitlines())) <= 80, shown
-
-
-def test_progress_is_drawn_on_a_terminal_alone(store: Path, process: Process) -> None:
-    assert "verifying" in on_terminal(store, "verify")[1]
-    assert "verifying" not in on_terminal(store, "verify", "-q")[1]
-    done = process("verify")
-    assert "verifying" not in done.stdout + done.stderr
+def test_progress_is_drawn_on_a_terminal_alone(store: Path) -> None:
+    at_once = "from ckpt_core.cli import progress; progress.PATIENCE = 0"
+    assert "verifying" in on_terminal(store, "verify", program=at_once)[1]
+    assert "verifying" not in on_terminal(store, "verify", "-q", program=at_once)[1]
+    assert "verifying" not in on_terminal(store, "verify")[1]
+    for arguments in (["verify"], ["verify", "--json"]):
+        code = f"{at_once}; from ckpt_core.cli import main; main()"
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            env=environment(store),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stderr == ""
+        assert "verifying" not in done.stdout
 
 
 @pytest.mark.parametrize(
-    ("arguments", "answer", "code", "left"),
-    [
-        ((), "y\n", 0, 4),
-        ((), "n\n", 1, 10),
-        ((), "\n", 1, 10),
-        ((), "\x03", 130, 10),
-        ((), "\x04", 1, 10),
-        (("--yes",), "", 0, 4),
-        (("--dry-run",), "", 0, 10),
-        (("--json",), "n\n", 1, 10),
-    ],
+    ("answer", "code", "left"), [("y\n", 0, 4), ("\x03", 130, 10)], ids=["yes", "ctrl-c"]
 )
-def test_a_terminal_is_asked(
-    arguments: tuple[str, ...], answer: str, code: int, left: int, store: Path, ckpt: Call
-) -> None:
-    found, shown = on_terminal(store, "forget", "--keep-last", "1", *arguments, answer=answer)
+def test_a_terminal_is_asked(answer: str, code: int, left: int, store: Path, ckpt: Call) -> None:
+    found, shown = on_terminal(store, "forget", "--keep-last", "1", answer=answer)
     assert (found, len(ckpt("ls", "-q").out.split())) == (code, left), shown
-    assert ("Forget 6 checkpoints? [y/N]" in shown) is bool(answer)
-
-
-def test_prune_asks_as_well(store: Path, ckpt: Call) -> None:
-    ckpt("forget", "mnist@step=10")
-    code, shown = on_terminal(store, "prune", answer="n\n")
-    assert (code, "nothing was changed" in shown) == (1, True)
-    assert list(store.glob("trash/*/*.json"))
-    assert on_terminal(store, "prune", answer="y\n")[0] == 0
-    assert not list(store.glob("trash/*/*.json"))
+    assert "Forget 6 checkpoints? [y/N]" in shown
 
 
 # -- completion -----------------------------------------------------------------------------------
@@ -289,7 +324,7 @@ def completed(store: Path, line: str) -> list[str]:
         check=True,
     )
     assert done.stderr == ""
-    return [row.partition(",")[2] for row in done.stdout.splitlines()]
+    return [row.partition(",")[2] for row in done.stdout.split()]
 
 
 def test_commands_options_and_references_are_completed(store: Path) -> None:

@@ -10,7 +10,6 @@ import pytest
 from click.testing import CliRunner
 
 from ckpt_core import errors
-from ckpt_core.catalog import Catalog
 from ckpt_core.cli import exit_codes
 from ckpt_core.cli.program import COMMANDS, program
 from ckpt_core.config import version_of
@@ -134,6 +133,14 @@ def test_another_catalog_is_filled_and_used(ckpt: Call, store: Path, tmp_path: P
         assert database.execute("select count(*) from checkpoints").fetchone() == (10,)
 
 
+def test_the_catalog_comes_from_the_environment(
+    ckpt: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CKPT_CATALOG", f"sqlite:///{tmp_path / 'named.db'}")
+    assert ckpt("ls").code == 0
+    assert (tmp_path / "named.db").exists()
+
+
 def test_without_a_catalog_the_store_answers(ckpt: Call, store: Path) -> None:
     (store / "catalog.db").write_bytes(b"this is no database" * 1000)
     for suffix in ("-wal", "-shm"):
@@ -235,7 +242,7 @@ def test_a_file_is_no_store(ckpt: Call, tmp_path: Path) -> None:
 
 def test_a_locked_catalog_is_code_11(ckpt: Call, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Only the patience is another: half a minute is too long for a test.
-    monkeypatch.setitem(Catalog.open.__func__.__kwdefaults__, "timeout", 0.1)
+    monkeypatch.setattr("ckpt_core.pipeline.index._TIMEOUT", 0.1)
     with closing(sqlite3.connect(store / "catalog.db")) as other:
         other.execute("begin immediate")
         answer = ckpt("reindex", "--json")
@@ -286,6 +293,17 @@ def ls():
     "Not to be reached."
     raise AssertionError
 
+@command("fails")
+def fails(call):
+    "Fails in two lines."
+    from ckpt_core.errors import CkptError
+    raise CkptError("first\\nsecond", kind="odd", path=b"x")
+
+@command("crashes")
+def crashes(call):
+    "Has a fault."
+    raise ZeroDivisionError("of its own")
+
 not_a_command = 1
 """
 
@@ -297,6 +315,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "ckptplugin-1.0.dist-info" / "METADATA").write_text("Name: ckptplugin\nVersion: 1.0\n")
     (folder / "ckptplugin-1.0.dist-info" / "entry_points.txt").write_text(
         "[ckpt_core.commands]\ncount = ckptplugin:count\nplain = ckptplugin:plain\nls = ckptplugin:ls\n"
+        "fails = ckptplugin:fails\ncrashes = ckptplugin:crashes\n"
         "absent = ckptplugin_that_is_not_there:x\nwrong = ckptplugin:not_a_command\n"
     )
     (folder / "ckptplugin.py").write_text(PLUGIN)
@@ -316,6 +335,21 @@ def test_an_installed_command_is_one_of_ours(ckpt: Call, store: Path) -> None:
 @pytest.mark.usefixtures("plugin")
 def test_an_installed_command_cannot_take_the_place_of_ours(ckpt: Call) -> None:
     assert len(ckpt("ls", "-q").out.split()) == 10
+
+
+@pytest.mark.usefixtures("plugin")
+def test_an_error_of_two_lines_is_one_line(ckpt: Call) -> None:
+    assert ckpt("fails").err == "error: first second\n"
+    assert ckpt("fails", "--json").error["facts"] == {"path": {"$bytes": "eA=="}}
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_fault_of_the_program_is_told_as_one(ckpt: Call) -> None:
+    answer = ckpt("crashes")
+    assert (answer.code, answer.err.count("\n")) == (1, 1)
+    assert "this should not happen: ZeroDivisionError: of its own" in answer.err
+    assert "Traceback" in ckpt("crashes", "--debug").err
+    assert ckpt("crashes", "--json").error["kind"] == "internal"
 
 
 @pytest.mark.usefixtures("plugin")

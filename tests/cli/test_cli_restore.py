@@ -20,11 +20,16 @@ from ckpt_core.errors import StoreError, UsageError
 from cli.calls import Call, damage, model
 
 
+def aligned(path: str) -> bool:
+    return int.from_bytes(Path(path).read_bytes()[:8], "little") % 8 == 0
+
+
 def test_a_file_of_tensors(ckpt: Call) -> None:
     answer = ckpt("restore", "mnist@step=20", "out.safetensors", "--json")
     assert answer.code == 0
     assert answer.data["tensors"] == 4
     assert answer.data["bytes"] == os.path.getsize("out.safetensors")
+    assert aligned("out.safetensors")
     found = load_file("out.safetensors")
     assert found.keys() == {"model/fc.weight", "model/fc.bias", "optimizer/moments/0", "optimizer/moments/1"}
     np.testing.assert_array_equal(found["model/fc.weight"], model(seed=20)["model"]["fc.weight"])
@@ -91,6 +96,7 @@ def test_every_dtype_and_shape(ckpt: Call, tmp_path: Path) -> None:
     with CheckpointManager(tmp_path / "kinds", experiment="x") as manager:
         manager.save(state, step=1, wait=True)
     assert ckpt("restore", "latest", "out.safetensors", at=tmp_path / "kinds").code == 0
+    assert aligned("out.safetensors")
     with safe_open("out.safetensors", "np") as file:
         names = set(file.keys())
         strange = json.loads(file.metadata()["ckpt.dtypes"])
@@ -132,6 +138,22 @@ def test_a_folder_of_somebody_else_is_safe(ckpt: Call) -> None:
     assert ckpt("restore", "mnist@step=20", "empty").code == 0
     Path("link").symlink_to("mine")
     assert ckpt("restore", "mnist@step=20", "link", "--force").code == 2
+    Path("nothing").mkdir()
+    Path("other").symlink_to("nothing")
+    assert ckpt("restore", "mnist@step=20", "other").code == 2
+
+
+def test_what_exists_is_told_before_anything_is_read(ckpt: Call, store: Path) -> None:
+    Path("out.safetensors").write_text("mine")
+    damage(store, "mnist")
+    assert ckpt("restore", "mnist@step=10", "out.safetensors").code == 2
+
+
+def test_a_stripped_name_is_the_key_that_was_saved(ckpt: Call, tmp_path: Path) -> None:
+    with CheckpointManager(tmp_path / "keys", experiment="x") as manager:
+        manager.save({"model": {"a/b~c": np.ones(2), "deep": {"w": np.ones(1)}}}, step=1, wait=True)
+    assert ckpt("restore", "latest", "m.safetensors", "--strip", "model/", at=tmp_path / "keys").code == 0
+    assert load_file("m.safetensors").keys() == {"a/b~c", "deep/w"}
 
 
 @pytest.mark.parametrize("target", ["no/such/out.safetensors", "no/such/out"])

@@ -77,13 +77,17 @@ def test_stats_add_up(ckpt: Call, store: Path) -> None:
     assert "model/fc.weight" in ckpt("stats").out
 
 
-def test_stats_of_trash(ckpt: Call) -> None:
+def test_stats_of_trash(ckpt: Call, store: Path) -> None:
     ckpt("forget", "--keep-last", "1")
     data = ckpt("stats", "--json").data
     plan = ckpt("prune", "--dry-run", "--json").data["plan"]
     assert data["trash"] == {"checkpoints": 6, "bytes": plan["frees"]}
     assert data["dead_bytes"] == plan["frees"]
     assert "6 forgotten checkpoints" in ckpt("stats").out
+    _orphan(store)
+    more = ckpt("stats", "--json").data
+    assert more["trash"] == data["trash"]
+    assert more["dead_bytes"] > data["dead_bytes"]
 
 
 def test_stats_follow_rewritten_packs(ckpt: Call, tmp_path: Path) -> None:
@@ -98,6 +102,8 @@ def test_stats_follow_rewritten_packs(ckpt: Call, tmp_path: Path) -> None:
     ckpt("prune", at=root)
     data = ckpt("stats", "--json", at=root).data
     assert (data["packs"], data["dead_bytes"]) == (2, 0)
+    for pack in root.glob("packs/*/*.safetensors"):
+        old(pack, 2)
     assert ckpt("doctor", at=root).code == 0
 
 

@@ -63,8 +63,8 @@ class HistoryContract(CatalogCase):
         assert [p.value for p in catalog.metric_series("digits", "loss", "L001")] == [2.0, 1.0]
 
     def test_metric_names(self, catalog: Catalog) -> None:
-        catalog.add_metrics("digits", attempt(1), [point(1, name="b"), point(1, name="a")])
         catalog.put_checkpoint(checkpoint(1, metrics={"c": 1.0}), [])
+        catalog.add_metrics("digits", attempt(1), [point(1, name="b"), point(1, name="a")])
         catalog.add_metrics("other", attempt(1), [point(1, name="d")])
         assert catalog.metric_names("digits") == ["a", "b", "c"]
 

@@ -46,7 +46,7 @@ class QueriesContract(CatalogCase):
 
     # -- names
 
-    @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
+    @pytest.mark.parametrize("name", HOSTILE, ids=lambda name: ascii(name)[:30])
     def test_names_are_data(self, catalog: Catalog, name: str) -> None:
         decoy = checkpoint(1, metrics={"loss": 1.0}, tags=("decoy",))
         put = checkpoint(2, experiment=name, metrics={name: 1.0}, tags=(name,))
@@ -281,11 +281,25 @@ class QueriesContract(CatalogCase):
         for mode in ("min", "max"):
             assert [c.attempt.number for c in catalog.best("digits", "acc", mode, limit=3)] == [1, 2, 3]
 
+    def test_best_is_found_in_whatever_lineage(self, catalog: Catalog) -> None:
+        values = {1: (5.0, 9.0), 2: (1.0, 8.0), 3: (6.0, 7.0), 4: (2.0, 10.0)}
+        made = [
+            checkpoint(10 * number + turn, attempt=attempt(number), metrics={"loss": value})
+            for number, pair in values.items()
+            for turn, value in enumerate(pair)
+        ]
+        catalog.put_checkpoints((each, []) for each in made)
+        ranked = sorted(made, key=lambda c: c.metrics["loss"])
+        for limit in range(1, 9):
+            assert catalog.best("digits", "loss", "min", limit=limit) == ranked[:limit]
+            assert catalog.best("digits", "loss", "max", limit=limit) == ranked[::-1][:limit]
+
     def test_best_is_of_one_experiment(self, catalog: Catalog) -> None:
         catalog.put_checkpoint(checkpoint(1, metrics={"loss": 2.0}), [])
         catalog.put_checkpoint(checkpoint(2, experiment="other", metrics={"loss": 1.0}), [])
         assert [c.id for c in catalog.best("digits", "loss", "min")] == [uid(1)]
         assert [c.id for c in catalog.best("digits", "loss", "min", "L001")] == [uid(1)]
+        assert [c.id for c in catalog.best("other", "loss", "min")] == [uid(2)]
 
     def test_best_carries_the_whole_checkpoint(self, catalog: Catalog) -> None:
         put = checkpoint(1, metrics={"loss": 2.0, "acc": NAN}, tags=("a",), pinned=True)

@@ -130,7 +130,7 @@ class StoreContract(ABC):
 
         with ThreadPoolExecutor(2) as pool:
             readers = [pool.submit(read) for _ in range(2)]
-            for _ in range(25):
+            for _ in range(8):
                 for version in sorted(versions):
                     store.put("k", version)
             done.set()

@@ -13,7 +13,7 @@ from ckpt_core.format.sealed import seal
 from ckpt_core.model import Attempt, Snapshot, StagedTensor
 from ckpt_core.repository import Committed, Draft, Repository, Verify
 from ckpt_core.stores import Store
-from ckpt_core.tree import Selection, dtypes, flatten, rebuild, rebuild_like, registry
+from ckpt_core.tree import Selection, dtypes, flatten, rebuild, rebuild_like, registry, wanted_tensors
 
 ATTEMPT = Attempt(1, "0" * 26, "0" * 26)
 CHUNK = 4096
@@ -46,7 +46,11 @@ def draft(step: int = 1, experiment: str = "digits", **facts: Any) -> Draft:
 
 
 def commit(
-    repository: Repository, state: Any, step: int = 1, base: Manifest | None = None, experiment: str = "digits"
+    repository: Repository,
+    state: Any,
+    step: int = 1,
+    base: Manifest | None = None,
+    experiment: str = "digits",
 ) -> Committed:
     """Commits a state."""
     return repository.commit(snapshot_of(state), draft(step, experiment), base=base)
@@ -83,9 +87,10 @@ def load(
         return cache[index]
 
     try:
-        if verify == "full":
-            reader.check_headers()
         selection = Selection(include)
+        if verify == "full":
+            wanted = wanted_tensors(manifest.state, like, registry, selection, plain=like is None)
+            reader.check_headers(index for index, _ in wanted)
         if like is None:
             return rebuild(manifest.state, once, registry, selection)
         return rebuild_like(manifest.state, like, once, registry, selection)

@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,7 +53,11 @@ def test_no_descriptor_stays(store: LocalStore) -> None:
     def use() -> None:
         store.put("a/b/k", b"data")
         store.put_new("a/b/new", b"data")
-        for again in (lambda: store.put_new("a/b/new", b""), lambda: store.get("a/x/y"), lambda: store.info("z")):
+        for again in (
+            lambda: store.put_new("a/b/new", b""),
+            lambda: store.get("a/x/y"),
+            lambda: store.info("z"),
+        ):
             with pytest.raises(StoreError):
                 again()
         with store.create("a/c/discarded"):
@@ -258,7 +263,9 @@ def test_a_url_leads_back_to_the_folder(tmp_path: Path) -> None:
     assert again.get("k") == b"data"
 
 
-@pytest.mark.parametrize("url", ["file://", "file://host/path", "file:///a?b", "file:///a#b", "file:///a%00b"])
+@pytest.mark.parametrize(
+    "url", ["file://", "file://host/path", "file:///a?b", "file:///a#b", "file:///a%00b"]
+)
 def test_a_url_that_means_no_folder_is_refused(url: str) -> None:
     with pytest.raises(UsageError):
         LocalStore.from_url(url)
@@ -294,4 +301,21 @@ def test_without_hard_links_a_key_that_is_taken_is_not_overwritten(
     with pytest.raises(ObjectExistsError):
         store.put_new("a/k", b"second")
     assert store.get("a/k") == b"first"
+    assert files_in(store.root) == ["a/k"]
+
+
+def test_a_link_whose_answer_was_lost_is_recognised(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+
+    def lose(*args: Any, **kwargs: Any) -> None:
+        link(*args, **kwargs)
+        link(*args, **kwargs)  # what NFS does when the first answer does not arrive
+
+    monkeypatch.setattr(os, "link", lose)
+    store.put_new("a/k", b"data")
+    with pytest.raises(ObjectExistsError):
+        store.put_new("a/k", b"other")
+    assert store.get("a/k") == b"data"
     assert files_in(store.root) == ["a/k"]

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 PRELOAD = (
-    "numpy", "sklearn.datasets", "torch", "torch.utils.data", "lightning.pytorch", "pytorch_lightning",
-    "ckpt_core", "ckpt_core.manager", "ckpt_core.session", "ckpt_torch", "ckpt_lightning", "sqlalchemy",
-    "ckpt_core.catalog.migrate", "alembic.command",
+    "numpy", "sklearn.datasets", "sqlalchemy", "alembic.command", "ckpt_core.manager", "ckpt_core.session",
+    "ckpt_core.catalog.migrate", "torch", "torch.utils.data", "torch._dynamo", "ckpt_torch",
 )  # fmt: skip
+"""What the server imports before it forks; `Training.preload` adds to it."""
 SECONDS = 120.0
 
 
@@ -99,6 +99,7 @@ class Training:
     script: Path
     folder: Path
     options: dict[str, Any] = field(default_factory=dict)
+    preload: tuple[str, ...] = ()
 
     def run(self, **more: Any) -> Ended:
         """One process, to its end, whichever that is."""
@@ -108,7 +109,7 @@ class Training:
         report.touch()
         options = {"store": str(self.folder / "store"), "report": str(report), **self.options, **more}
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(list(PRELOAD))
+        context.set_forkserver_preload([*PRELOAD, *self.preload])
         process = context.Process(target=_child, args=(str(self.script), options, str(output)))
         process.start()
         process.join(SECONDS)
@@ -121,7 +122,7 @@ class Training:
     def complete(self, **more: Any) -> Ended:
         """One process that must end well."""
         ended = self.run(**more)
-        assert ended.status == 0, ended.output
+        assert ended.status == 0, f"status {ended.status}:\n{ended.output}"
         return ended
 
     def killed(self, **die: Any) -> Ended:

@@ -36,7 +36,9 @@ def save_without_pause(folder: Path, seed: int, ready: int) -> None:
             if step % 4 == 0:
                 state["a"][:] = rng.random(30_000)
             tags = [f"t{step}"] if step % 5 == 0 else []
-            handle = manager.save(state, step=step, metrics={"loss": 1 / step}, tags=tags, wait=bool(step % 3))
+            handle = manager.save(
+                state, step=step, metrics={"loss": 1 / step}, tags=tags, wait=bool(step % 3)
+            )
             done = handle.result()
             line = f"{done.id} {step} {float(state['a'].sum()).hex()} {float(state['b'].sum()).hex()} {','.join(tags)}\n"
             os.write(acknowledged, line.encode())

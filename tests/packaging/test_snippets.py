@@ -98,7 +98,7 @@ def run(document: Document, folder: Path) -> subprocess.CompletedProcess[str]:
     home, work = folder / "home", folder / "work"
     home.mkdir()
     work.mkdir()
-    script = folder / f"{document.path.stem}.py"
+    script = folder / f"document_{document.path.stem}.py"
     script.write_text(document.script(), encoding="utf-8")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("XDG_", "CKPT_"))}
     return subprocess.run(

@@ -85,11 +85,13 @@ def test_on_a_local_file_system_nothing_is_said(url: str, caplog: pytest.LogCapt
     assert caplog.text == ""
 
 
-def test_two_catalogs_in_memory_are_two() -> None:
+def test_two_catalogs_in_memory_are_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     with Catalog.open("sqlite://") as one, Catalog.open("sqlite:///:memory:") as other:
         one.put_checkpoint(checkpoint(1), [])
         assert one.ids() == {uid(1)}
         assert other.ids() == set()
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_relative_path_stays_where_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,7 +110,9 @@ def test_it_agrees_with_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert commit_at(tmp_path / "tree", monkeypatch) == git("rev-parse", "side")
 
 
-@pytest.mark.parametrize("head", ["", "ref: ", "ref: ../../../secret", "not a commit", "\0", "ref: " + "x" * 5000])
+@pytest.mark.parametrize(
+    "head", ["", "ref: ", "ref: ../../../secret", "not a commit", "\0", "ref: " + "x" * 5000]
+)
 def test_what_is_no_commit_is_not_taken_for_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str
 ) -> None:
@@ -149,3 +152,17 @@ def test_variables_and_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.environment("CKPT_TEST") is None
     assert config.version_of("numpy") is not None
     assert config.version_of("no-such-distribution") is None
+
+
+def test_provenance_starts_no_process() -> None:
+    # A worker that is forked at that moment would inherit the pipe, and the save would wait for ever.
+    script = (
+        "import sys\n"
+        "def hook(event, _):\n"
+        "    if event in ('subprocess.Popen', 'os.system', 'os.posix_spawn', 'os.fork'): raise SystemExit(3)\n"
+        "sys.addaudithook(hook)\n"
+        "from ckpt_core.config import actor, provenance\n"
+        "assert provenance()['platform']\n"
+        "assert actor()\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

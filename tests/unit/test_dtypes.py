@@ -20,7 +20,8 @@ PLAIN = [
 ML = [
     name
     for name in sorted(vars(ml_dtypes))
-    if isinstance(getattr(ml_dtypes, name), type) and name.lstrip("ub").startswith(("float", "int", "complex"))
+    if isinstance(getattr(ml_dtypes, name), type)
+    and name.lstrip("ub").startswith(("float", "int", "complex"))
 ]
 
 
@@ -41,14 +42,18 @@ def test_each_of_ml_dtypes_has_a_name_and_comes_back(text: str) -> None:
     assert name is not None
     assert dtypes.numpy_dtype(name) == dtype
     assert dtypes.nbytes(TensorSpec(name, (3,))) == 3 * dtype.itemsize
-    assert dtypes.family(name) == ("complex" if "complex" in text else "integer" if "int" in text else "float")
+    assert dtypes.family(name) == (
+        "complex" if "complex" in text else "integer" if "int" in text else "float"
+    )
 
 
 def test_ml_dtypes_are_many() -> None:
     assert len(ML) >= 15
 
 
-@pytest.mark.parametrize("dtype", ["O", "V8", "i4,f4", np.longdouble, np.clongdouble, ("i4", (2,)), "S0", "U0"])
+@pytest.mark.parametrize(
+    "dtype", ["O", "V8", "i4,f4", np.longdouble, np.clongdouble, ("i4", (2,)), "S0", "U0"]
+)
 def test_what_has_no_fixed_bytes_has_no_name(dtype: object) -> None:
     assert dtypes.name_of_numpy(np.dtype(dtype)) is None  # type: ignore[call-overload]
 
@@ -73,7 +78,10 @@ def test_a_name_that_means_nothing_is_refused(name: str) -> None:
     assert (caught.value.kind, caught.value.dtype) == ("dtype", name)
 
 
-@given(st.text(max_size=12) | st.from_regex(r"[<>|=][biufcmMSU][0-9]{1,3}(\[[a-zA-Z0-9]{1,4}\])?", fullmatch=True))
+@given(
+    st.text(max_size=12)
+    | st.from_regex(r"[<>|=][biufcmMSU][0-9]{1,3}(\[[a-zA-Z0-9]{1,4}\])?", fullmatch=True)
+)
 def test_any_name_is_a_dtype_or_refused(name: str) -> None:
     try:
         dtype = dtypes.numpy_dtype(name)

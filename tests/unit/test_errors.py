@@ -21,7 +21,9 @@ BUILTINS = {
 
 
 def test_every_class_is_public() -> None:
-    defined = {n for n, each in vars(errors).items() if isinstance(each, type) and issubclass(each, CkptError)}
+    defined = {
+        n for n, each in vars(errors).items() if isinstance(each, type) and issubclass(each, CkptError)
+    }
     assert defined == set(errors.__all__) == BUILTINS.keys()
 
 

@@ -20,7 +20,11 @@ def test_they_sort_in_the_order_in_which_they_were_made() -> None:
 
 def test_threads_never_make_the_same() -> None:
     with ThreadPoolExecutor(8) as pool:
-        made = [each for some in pool.map(lambda _: [ids.new_ulid() for _ in range(500)], range(8)) for each in some]
+        made = [
+            each
+            for some in pool.map(lambda _: [ids.new_ulid() for _ in range(500)], range(8))
+            for each in some
+        ]
     assert len(set(made)) == 4000
 
 
@@ -48,7 +52,17 @@ def test_they_carry_their_moment() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "0" * 25, "0" * 27, "8" + "0" * 25, "O" * 26, "01arz3ndektsv4rrffq69g5fav", "é" * 26, "0" * 25 + "\n"]
+    "text",
+    [
+        "",
+        "0" * 25,
+        "0" * 27,
+        "8" + "0" * 25,
+        "O" * 26,
+        "01arz3ndektsv4rrffq69g5fav",
+        "é" * 26,
+        "0" * 25 + "\n",
+    ],
 )
 def test_what_is_no_ulid_is_told(text: str) -> None:
     assert not ids.is_ulid(text)

@@ -16,7 +16,7 @@ from contract.store_case import commit, keys_of, load, new_repository, same
 
 
 def temporaries(root: Path) -> list[Path]:
-    return [path for path in root.rglob(".tmp-*")]
+    return list(root.rglob(".tmp-*"))
 
 
 def test_a_full_disk_is_said_to_be_and_leaves_nothing(tmp_path: Path) -> None:

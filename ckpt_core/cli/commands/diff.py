@@ -146,12 +146,12 @@ def _show(output: Output, before: Checkpoint, after: Checkpoint, found: Differen
             f"{counted(len(found.tensors), 'tensor')} differ{'s' if len(found.tensors) == 1 else ''}, "
             f"{found.same_tensors:,} {'is' if found.same_tensors == 1 else 'are'} the same"
         )
+    if not found.values and found.same_values:
+        output.line(f"{counted(found.same_values, 'plain value')}, all the same")
     for title, changes in (("VALUE", found.values), ("METRIC", found.metrics)):
         if changes:
             output.line()
             _values(output, title, changes, everything)
-    if not found.values and found.same_values:
-        output.line(f"{counted(found.same_values, 'plain value')}, all the same")
 
 
 def _tensors(output: Output, found: Difference, everything: bool) -> None:

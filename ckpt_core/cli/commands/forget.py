@@ -122,30 +122,15 @@ def forget(
         _answer(call, decisions, found, dry_run, [], None)
         return exit_codes.OK
     call.confirm(f"Forget {len(doomed)} checkpoint{'' if len(doomed) == 1 else 's'}?")
-    gone, lost = _forget(call, decisions)
+    # The oldest first: an interruption leaves the newest.
+    ordered = sorted(doomed, key=lambda c: (c.experiment, *c.order))
+    gone = [checkpoint.id for checkpoint in call.workspace.forget(ordered)]
     pruned = call.workspace.prune(call.workspace.plan_prune()) if prune_too else None
     _answer(call, decisions, found, dry_run, gone, None if pruned is None else pruned.freed)
-    for id_ in lost:
+    lost = {checkpoint.id for checkpoint in doomed}.difference(gone)
+    for id_ in sorted(lost):
         call.output.warning(f"{id_} was gone already: another process forgot it")
     return exit_codes.PARTIAL if lost else exit_codes.OK
-
-
-def _forget(call: Call, decisions: Sequence[Decision]) -> tuple[list[str], list[str]]:
-    """Forgets the oldest first; the ids of those forgotten, and of those that somebody else had forgotten."""
-    from ckpt_core.errors import ObjectNotFoundError
-
-    gone: list[str] = []
-    lost: list[str] = []
-    for checkpoint in sorted(
-        (d.checkpoint for d in decisions if not d.keep), key=lambda c: (c.experiment, *c.order)
-    ):
-        try:
-            call.workspace.forget([checkpoint])
-        except ObjectNotFoundError:
-            lost.append(checkpoint.id)
-        else:
-            gone.append(checkpoint.id)
-    return gone, lost
 
 
 def _answer(

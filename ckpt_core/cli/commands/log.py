@@ -84,9 +84,10 @@ def _show(output: Output, groups: dict[str, list[Checkpoint]], shown: set[str], 
 
 
 def _graph(output: Output, group: Sequence[Checkpoint], shown: set[str], call: Call) -> None:
+    from ckpt_core.cli.escape import escape, width_of
     from ckpt_core.cli.history import draw
     from ckpt_core.cli.records import marks, metrics_text, short_ids
-    from ckpt_core.cli.tables import Span
+    from ckpt_core.cli.tables import Span, shortened
     from ckpt_core.cli.words import ago
 
     short = short_ids(c.id for c in group)
@@ -103,12 +104,13 @@ def _graph(output: Output, group: Sequence[Checkpoint], shown: set[str], call: C
             c = row.checkpoint
             words = marks(c, latest=c.id == latest.id, best=c.id == best)
             names = [call.metric] if call.metric else None
-            output.line(
-                f"{row.graph} ",
-                Span(short[c.id], "yellow"),
-                f"  step {c.step:<{digits}}  {ago(c.created_at)}  {metrics_text(c, names)}",
-                Span(f"  ({', '.join(words)})" if words else "", "green"),
-            )
+            facts = f"  step {c.step:<{digits}}  {ago(c.created_at)}  "
+            ending = escape(f"  ({', '.join(words)})" if words else "")
+            metrics = escape(metrics_text(c, names))
+            if output.width is not None:
+                taken = len(row.graph) + 1 + len(short[c.id]) + len(facts) + width_of(ending)
+                metrics = shortened(metrics, max(output.width - taken, 0))
+            output.line(f"{row.graph} ", Span(short[c.id], "yellow"), facts, metrics, Span(ending, "green"))
         else:
             text = _origin(row.attempt, short) if row.attempt else ""
             output.line(row.graph or " ", Span(f" {text}" if text else "", "dim"))

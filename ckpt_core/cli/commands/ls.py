@@ -55,7 +55,7 @@ def ls(call: Call, experiments: tuple[str, ...], last: int | None, pattern: str 
         chosen = best_first(chosen, call.metric, call.mode) if chosen else []
     call.answer(
         "ls",
-        {"checkpoints": [checkpoint_record(c) | {"latest": c.id in newest} for c in chosen]},
+        lambda: {"checkpoints": [checkpoint_record(c) | {"latest": c.id in newest} for c in chosen]},
         lambda output: _show(output, chosen, newest, call.metric, bool(every)),
         quiet=[c.id for c in chosen],
     )
@@ -91,13 +91,13 @@ def _show(
     columns = [
         Column("ID"),
         Column("EXPERIMENT", cut=True),
-        Column("ATTEMPT", right=True, drop=4),
+        Column("ATTEMPT", right=True, drop=3),
         Column("STEP", right=True),
         Column("SAVED"),
         Column("AT", drop=9),
-        *(Column(name, right=True, cut=True, drop=5 + i) for i, name in enumerate(names)),
-        Column("SIZE", right=True, drop=3),
-        Column("NEW", right=True, drop=2),
+        *(Column(name, right=True, cut=True, drop=6 + i if i else 2) for i, name in enumerate(names)),
+        Column("SIZE", right=True, drop=1),
+        Column("NEW", right=True, drop=5),
         Column("MARKS", cut=True),
     ]
     rows: list[list[Cell]] = [

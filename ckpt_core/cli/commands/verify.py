@@ -83,7 +83,9 @@ def _show(output: Output, report: VerifyReport, known: dict[str, Checkpoint]) ->
     output.line()
     output.line(f"{looked}: ", Span(counted(len(report.problems), "damage", "damages"), "red"))
     whole = [c for c in known.values() if c.id not in report.damaged]
-    if report.damaged:
+    if not report.damaged:
+        output.line("No checkpoint needs what is damaged.")
+    else:
         output.line(f"{counted(len(report.damaged), 'checkpoint')} cannot be loaded whole; {len(whole)} can.")
         output.line("Restore the damaged files from a backup, or `ckpt forget` those checkpoints.")
 

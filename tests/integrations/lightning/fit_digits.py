@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 import torchmetrics
-from ckpt_lightning import CheckpointCallback
-from contract.training import Report, digest
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ckpt_core import BaseHook, HookContext, HookEvent
+from ckpt_lightning import CheckpointCallback
+from contract.training import Report, digest
 
 OPTIONS: dict[str, Any] = {
     "store": "store", "report": "report", "package": "lightning.pytorch", "resume": "auto", "ckpt_path": None,

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 import random
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from ckpt_torch.loader import TrackedLoader
-from ckpt_torch.rng import capture_rng, restore_rng
 from torch.utils.data import (
     BatchSampler,
     ConcatDataset,
@@ -26,9 +24,16 @@ from torch.utils.data import (
     get_worker_info,
 )
 
+from ckpt_core import UsageError
+from ckpt_torch.loader import TrackedLoader
+from ckpt_torch.rng import capture_rng, restore_rng
+from ckpt_torch.workers import WorkerProbe
+
 SAMPLES, BATCH = 23, 3
 EPOCHS = 3
 PER_EPOCH = 8
+PLACES = [(0, 1), (0, 4), (1, 0), (1, 3), (0, -1), (1, -1), (2, 2)]
+"""Epochs and batches after which a run is stopped; -1 is after the epoch."""
 
 MODULE_RNG = np.random.default_rng(5)
 
@@ -195,7 +200,9 @@ def weighted(**options: Any) -> DataLoader[Any]:
 
 
 def library(**options: Any) -> DataLoader[Any]:
-    parts = ConcatDataset([Subset(TensorDataset(torch.arange(float(SAMPLES))), range(9)), TensorDataset(torch.arange(14.0))])
+    parts = ConcatDataset(
+        [Subset(TensorDataset(torch.arange(float(SAMPLES))), range(9)), TensorDataset(torch.arange(14.0))]
+    )
     return DataLoader(parts, BATCH, shuffle=True, **options)
 
 
@@ -215,13 +222,17 @@ LOADERS: dict[str, Callable[..., Any]] = {
     "drop last": shuffled(DrawsFromGlobals, drop_last=True),
     "masking by torch": shuffled(Numbers, collate_fn=mask_torch),
     "masking by python": shuffled(Numbers, collate_fn=mask_python),
-    "masking by itself": lambda **more: DataLoader(Numbers(), BATCH, shuffle=True, collate_fn=MaskOwn(), **more),
+    "masking by itself": lambda **more: DataLoader(
+        Numbers(), BATCH, shuffle=True, collate_fn=MaskOwn(), **more
+    ),
     "masking by closure": lambda **more: DataLoader(Numbers(), BATCH, collate_fn=closure_mask(), **more),
     "generator": lambda **more: DataLoader(
         DrawsFromGlobals(), BATCH, shuffle=True, generator=torch.Generator().manual_seed(3), **more
     ),
     "weighted": weighted,
-    "subset": lambda **more: DataLoader(Numbers(), BATCH, sampler=SubsetRandomSampler(range(SAMPLES)), **more),
+    "subset": lambda **more: DataLoader(
+        Numbers(), BATCH, sampler=SubsetRandomSampler(range(SAMPLES)), **more
+    ),
     "lazy sampler": lambda **more: DataLoader(DrawsFromGlobals(), BATCH, sampler=LazySampler(), **more),
     "epoch sampler": lambda **more: DataLoader(Numbers(), BATCH, sampler=EpochSampler(), **more),
     "batch sampler": lambda **more: DataLoader(
@@ -238,20 +249,48 @@ ONLY_IN_PROCESS: dict[str, Callable[..., Any]] = {
     "with replacement": with_replacement,
     "no DataLoader": PlainIterable,
 }
-WORKERS = {"two": {"num_workers": 2}, "persistent": {"num_workers": 2, "persistent_workers": True}}
+# Processes cost time: with workers, those in which workers make a difference.
+WITH_WORKERS = [
+    "plain",
+    "draws from globals",
+    "draws sometimes",
+    "counts",
+    "lazy sampler",
+    "masking by itself",
+]
+WITH_WORKERS += ["remembers samples", "shuffling stream", "not batched"]
+PERSISTENT = [*WITH_WORKERS[:6], "own generators", "epoch sampler", "masked stream", "generator"]
 CASES = [
-    *(pytest.param(make, {}, id=f"{name}-main") for name, make in (LOADERS | ONLY_IN_PROCESS).items()),
     *(
-        pytest.param(make, options, id=f"{name}-{how}")
-        for name, make in LOADERS.items()
-        for how, options in WORKERS.items()
+        pytest.param(make, {}, PLACES, stop, id=f"{name}-{len(PLACES)}-{stop}")
+        for name, make in (LOADERS | ONLY_IN_PROCESS).items()
+        for stop in (None, 5)
+        if name != "remembers samples"
+    ),
+    *(
+        pytest.param(LOADERS[name], {"num_workers": 2}, [(1, 3), (1, -1)], None, id=f"{name}-workers")
+        for name in WITH_WORKERS
+    ),
+    *(
+        pytest.param(
+            LOADERS[name],
+            {"num_workers": 2, "persistent_workers": True},
+            [(1, 1), (1, 4), (1, -1)],
+            5,
+            id=f"{name}-persistent",
+        )
+        for name in PERSISTENT
     ),
 ]
 
 
 def train_on(batch: Any) -> tuple[Any, ...]:
     """What a training loop does with random numbers in one iteration: dropout, mixing, a choice."""
-    values = tuple(torch.as_tensor(batch).reshape(-1).tolist()) if not isinstance(batch, list) else batch[0].tolist()
+    values = (
+        tuple(torch.as_tensor(batch).reshape(-1).tolist())
+        if not isinstance(batch, list)
+        else batch[0].tolist()
+    )
     return (*values, torch.rand(2).tolist(), np.random.rand(), random.random())
 
 
@@ -292,28 +331,192 @@ def seed(value: int) -> None:
     MODULE_RNG = np.random.default_rng(5)
 
 
-@pytest.mark.parametrize("stop_after", [None, 5], ids=["whole epochs", "broken epochs"])
-@pytest.mark.parametrize(("make", "options"), CASES)
-def test_resumed_anywhere_is_as_never_stopped(make: Any, options: dict[str, Any], stop_after: int | None) -> None:
+@pytest.mark.parametrize(("make", "options", "places", "stop_after"), CASES)
+def test_resumed_anywhere_is_as_never_stopped(
+    make: Any, options: dict[str, Any], places: list[tuple[int, int]], stop_after: int | None
+) -> None:
     seed(1)
     whole = Run(make(**options), stop_after=stop_after)
     end = whole.go()
     assert len(whole.log) > 2 * EPOCHS
+    for place in places:
+        assert_resumed_the_same(whole, end, lambda: Run(make(**options), stop_after=stop_after), place)
 
-    places = [(0, 1), (0, 4), (1, 0), (1, 3), (0, -1), (1, -1), (2, 2)]
-    for epoch, batch in places:
+
+def assert_resumed_the_same(whole: Run, end: Any, make: Callable[[], Run], place: tuple[int, int]) -> None:
+    epoch, batch = place
+    seed(1)
+    first = make()
+    saved = first.go(save_at=place)
+    assert first.log == whole.log[: len(first.log)], f"saving at {place} disturbed the run"
+
+    seed(2)  # another process: everything is made anew, nothing drawn is known
+    second = make()
+    second.tracked.resume(saved["data"])
+    if batch == -1:
+        restore_rng(saved["rng"])
+        final = second.go(epoch + 1)
+    else:
+        final = second.go(epoch, rng=saved["rng"])
+    assert first.log + second.log == whole.log, f"resumed at {place}"
+    assert final == end
+
+
+def test_what_samples_were_before_is_replayed_within_an_epoch(caplog: pytest.LogCaptureFixture) -> None:
+    make = LOADERS["remembers samples"]
+    seed(1)
+    whole = Run(make())
+    end = whole.go()
+    with caplog.at_level("INFO", "ckpt_core.torch.data"):
+        assert_resumed_the_same(whole, end, lambda: Run(make()), (0, 4))
+    assert (
+        "fetching again and dropping it (its samples depend on what was fetched before: dataset.given"
+        in caplog.text
+    )
+    assert "WARNING" not in caplog.text
+
+
+def test_what_earlier_epochs_left_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    seed(1)
+    first = Run(LOADERS["remembers samples"]())
+    saved = first.go(save_at=(1, 3))
+    again = TrackedLoader(LOADERS["remembers samples"]())
+    again.resume(saved["data"])
+    assert "dataset.given kept what earlier epochs put there" in caplog.text
+
+
+def test_the_log_says_how_it_got_there(caplog: pytest.LogCaptureFixture) -> None:
+    for make, words in (
+        (LOADERS["plain"], "going to batch 4 by skipping to it (exact"),
+        (LOADERS["stream"], "going to batch 4 by fetching again and dropping it (it has no indices to skip)"),
+    ):
         seed(1)
-        first = Run(make(**options), stop_after=stop_after)
-        saved = first.go(save_at=(epoch, batch))
-        assert first.log == whole.log[: len(first.log)], f"saving at {epoch, batch} disturbed the run"
+        saved = Run(make()).go(save_at=(1, 4))
+        with caplog.at_level("INFO", "ckpt_core.torch.data"):
+            again = TrackedLoader(make(), name="training")
+            again.resume(saved["data"])
+            iter(again)
+        assert words in caplog.text
 
-        seed(2)  # another process: everything is made anew, nothing drawn is known
-        second = Run(make(**options), stop_after=stop_after)
-        second.tracked.resume(saved["data"])
-        if batch == -1:
-            restore_rng(saved["rng"])
-            final = second.go(epoch + 1)
-        else:
-            final = second.go(epoch, rng=saved["rng"])
-        assert first.log + second.log == whole.log, f"resumed at {epoch, batch}"
-        assert final == end
+
+@pytest.mark.parametrize("method", ["skip", "replay"])
+def test_the_method_can_be_chosen(method: Any, caplog: pytest.LogCaptureFixture) -> None:
+    fetched: list[int] = []
+
+    class Noted(Numbers):
+        def __getitem__(self, index: int) -> Any:
+            fetched.append(index)
+            return float(index)
+
+    saved = Run(DataLoader(Noted(), BATCH)).go(save_at=(0, 3))
+    fetched.clear()
+    again = TrackedLoader(DataLoader(Noted(), BATCH), resume_data=method)
+    again.resume(saved["data"])
+    assert next(iter(again)).tolist() == [9, 10, 11]
+    assert fetched == list(range(9, 12) if method == "skip" else range(12))
+
+
+@pytest.mark.parametrize("make", [LOADERS["shuffling stream"], LOADERS["draws from globals"]])
+def test_a_batch_fetched_in_advance_is_fetched_again_alike(make: Any) -> None:
+    """As Lightning does where the length is not known: one batch more than the loop was given."""
+
+    def train(tracked: TrackedLoader, held: list[Any], batches: Iterator[Any], until: int) -> list[Any]:
+        done = []
+        while len(done) < until and held:
+            batch = held.pop()
+            held += [each for each in [next(batches, None)] if each is not None]
+            done.append(train_on(batch))
+        return done
+
+    def begin(tracked: TrackedLoader) -> tuple[list[Any], Iterator[Any]]:
+        batches = iter(tracked)
+        return [next(batches)], batches
+
+    seed(1)
+    tracked = TrackedLoader(make(), lookahead=1)
+    held, batches = begin(tracked)
+    whole = train(tracked, held, batches, 99)
+    assert len(whole) > 5
+
+    seed(1)
+    tracked = TrackedLoader(make(), lookahead=1)
+    held, batches = begin(tracked)
+    done = train(tracked, held, batches, 3)
+    saved = {"rng": capture_rng(), "data": tracked.position(ahead=1)}
+
+    seed(2)
+    tracked = TrackedLoader(make(), lookahead=1)
+    tracked.resume(saved["data"])
+    held, batches = begin(tracked)
+    restore_rng(saved["rng"])
+    assert done + train(tracked, held, batches, 99) == whole
+
+
+class KeepsItsPosition:
+    """A loader in the manner of torchdata's StatefulDataLoader."""
+
+    def __init__(self) -> None:
+        self.given = 0
+
+    def __iter__(self) -> Iterator[int]:
+        while self.given < 5:
+            self.given += 1
+            yield self.given
+        self.given = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"given": self.given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.given = state["given"]
+
+
+def test_a_loader_that_keeps_its_own_position_is_asked_for_it() -> None:
+    tracked = TrackedLoader(KeepsItsPosition())
+    batches = iter(tracked)
+    assert [next(batches), next(batches)] == [1, 2]
+    position = tracked.position()
+    again = TrackedLoader(KeepsItsPosition())
+    again.resume(position)
+    assert list(again) == [3, 4, 5]
+    assert list(again) == [1, 2, 3, 4, 5]
+    with pytest.raises(UsageError, match="keeps its own position"):
+        TrackedLoader(LOADERS["plain"]()).resume(position)
+
+
+def test_another_loader_than_the_one_saved_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    saved = Run(DataLoader(Numbers(), 3)).go(save_at=(0, 2))
+    TrackedLoader(DataLoader(Numbers(), 4)).resume(saved["data"])
+    assert "batch_size was 3, is 4" in caplog.text
+
+
+def test_workers_that_somebody_else_started_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    loader = DataLoader(Numbers(), 3, num_workers=1, persistent_workers=True)
+    next(iter(loader))
+    next(iter(TrackedLoader(loader)))
+    assert "were started before the checkpointer saw the loader" in caplog.text
+
+
+def test_the_loader_is_left_as_it_was() -> None:
+    loader = DataLoader(Numbers(), 3, shuffle=True, num_workers=1)
+    before = dict(vars(loader))
+    list(TrackedLoader(loader))
+    assert vars(loader) == before
+
+
+def test_a_probe_can_be_sent_to_a_spawned_worker() -> None:
+    probe = pickle.loads(pickle.dumps(WorkerProbe(mask_torch, None, {0: {"streams": {}}})))  # noqa: S301
+    assert probe._collate is mask_torch
+
+
+def test_the_tape_is_not_endless(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("ckpt_torch.tape.LONGEST", 3)
+    run = Run(LOADERS["lazy sampler"]())
+    saved = run.go(save_at=(0, 6))
+    assert len(saved["data"]["sampler_tape"]) == 3
+    assert "a resume later in this epoch will not be exact" in caplog.text
+
+
+def test_a_wrong_method_is_told() -> None:
+    with pytest.raises(UsageError, match="resume_data is 'guess'"):
+        TrackedLoader([], resume_data="guess")  # type: ignore[arg-type]

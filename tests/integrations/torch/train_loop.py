@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from ckpt_torch import TorchCheckpointer, capture_rng
-from contract.training import Report, digest, kill
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ckpt_core import BaseHook, HookContext, HookEvent
+from ckpt_torch import TorchCheckpointer, capture_rng
+from contract.training import Report, digest, kill
 
 OPTIONS: dict[str, Any] = {
     "store": "store", "report": "report", "resume": "auto", "resume_data": "auto", "epochs": 3, "every": 3,
@@ -106,7 +106,9 @@ def main() -> None:
         resume=options["resume"], resume_data=options["resume_data"], metric="val_loss",
         hooks=[Kill(die["saved"])] if "saved" in die else [],
     ) as ckpt:  # fmt: skip
-        report.add("begin", how=ckpt.resumption.kind, step=ckpt.resumption.step, attempt=ckpt.manager.attempt.number)
+        report.add(
+            "begin", how=ckpt.resumption.kind, step=ckpt.resumption.step, attempt=ckpt.manager.attempt.number
+        )
         spoil(options["spoil"], ckpt)
         seen = 0
         for epoch in ckpt.epochs(options["epochs"]):
@@ -165,7 +167,7 @@ def spoil(what: str, ckpt: TorchCheckpointer) -> None:
     elif what == "optimizer":
         ckpt._objects["optimizer"].state.clear()
     elif what == "state":
-        ckpt.state["best"] = float("inf")
+        ckpt.state.update(best=-1.0, bad=7)
 
 
 if __name__ == "__main__":

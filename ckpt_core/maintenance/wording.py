@@ -1,8 +1,8 @@
-"""Bytes as people read them. Their inverse, from words to bytes, is `ckpt_core.policies.parse_bytes`."""
+"""Bytes and counts as people read them. From words to bytes goes `ckpt_core.policies.parse_bytes`."""
 
 from __future__ import annotations
 
-__all__ = ["size"]
+__all__ = ["counted", "size"]
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
@@ -19,3 +19,8 @@ def size(count: int) -> str:
         return f"{count} B"
     digits = 1 if abs(value) < 99.95 else 0
     return f"{value:.{digits}f} {unit}"
+
+
+def counted(count: int, word: str, plural: str | None = None) -> str:
+    """`1 checkpoint`, `2,000 checkpoints`."""
+    return f"{count:,} {word if count == 1 else plural or word + 's'}"

@@ -1,0 +1,274 @@
+"""A Lightning training on scikit-learn's digits, as one writes it, for the tests to kill.
+
+Its one argument is a JSON object of options; see `OPTIONS`. Not a test itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import random
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torchmetrics
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from ckpt_core import BaseHook, HookContext, HookEvent
+from ckpt_lightning import CheckpointCallback
+from ckpt_torch import capture_rng
+from contract.training import Report, digest, kill
+
+OPTIONS: dict[str, Any] = {
+    "package": "lightning.pytorch", "store": "store", "report": "report", "die": {}, "spoil": "none",
+    "resume": "auto", "ckpt_path": None, "every": 2, "epochs": 3, "max_steps": -1, "samples": 60,
+    "workers": 0, "persistent": False, "val_workers": 0, "augment": "none", "mask": False, "stream": False,
+    "accumulate": 1, "val_check": 1.0, "scheduler": "none", "patience": 0, "manual": False, "two": False,
+    "metrics": False, "limit": None, "monitor": None, "save_top_k": None, "handler": "none", "hparams": False,
+    "evaluate": None, "trainer": {}, "bare": False,
+}  # fmt: skip
+options: dict[str, Any] = OPTIONS | json.loads(sys.argv[1])
+pl = importlib.import_module(options["package"])
+report = Report(options["report"])
+die = options["die"]
+
+
+class Digits(Dataset[Any]):
+    def __init__(self, samples: int, augment: str = "none") -> None:
+        digits = load_digits()
+        self.images = torch.tensor(digits.data[:samples] / 16, dtype=torch.float32)
+        self.labels = torch.tensor(digits.target[:samples])
+        self.augment = augment
+        self.rng = np.random.default_rng(3)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Any:
+        image = self.images[index]
+        if self.augment == "globals":
+            image = image + 0.1 * torch.randn(64) + 0.1 * np.random.rand() + 0.1 * random.random()
+        elif self.augment == "own":
+            image = image + 0.1 * torch.tensor(self.rng.normal(size=64), dtype=torch.float32)
+        return image, self.labels[index], index
+
+
+class Stream(IterableDataset[Any]):
+    """The digits in an order that is drawn as they are asked for."""
+
+    def __init__(self, data: Digits) -> None:
+        self.data = data
+
+    def __iter__(self) -> Iterator[Any]:
+        left = list(range(len(self.data)))
+        while left:
+            yield self.data[left.pop(int(torch.randint(len(left), ())))]
+
+
+def masked(samples: list[Any]) -> Any:
+    images, labels, indices = torch.utils.data.default_collate(samples)
+    return images * (torch.rand(images.shape) > 0.15), labels, indices
+
+
+class Module(pl.LightningModule):  # type: ignore[misc, name-defined]
+    def __init__(self, width: int = 32, chosen: Any = None) -> None:
+        super().__init__()
+        if options["hparams"]:
+            self.save_hyperparameters()
+        self.net = nn.Sequential(
+            nn.Linear(64, width), nn.BatchNorm1d(width), nn.Dropout(0.3), nn.Linear(width, 10)
+        )
+        self.register_buffer("average", torch.zeros(()), persistent=False)
+        self.accuracy = torchmetrics.classification.MulticlassAccuracy(10)
+        self.automatic_optimization = not options["manual"]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if options["two"]:
+            batch, other = batch["digits"], batch["others"]
+        images, labels, indices = batch
+        logits = self.net(images)
+        loss = nn.functional.cross_entropy(logits, labels)
+        if options["two"]:
+            loss = loss + self.net(other[0]).square().mean()
+        self.average.mul_(0.9).add_(0.1 * loss.detach())
+        self.log("train_loss", loss, on_step=True, on_epoch=True)
+        self.log("train_max", loss, reduce_fx="max")
+        self.log("average", self.average)
+        if options["metrics"]:
+            self.accuracy(logits, labels)
+            self.log("train_accuracy", self.accuracy, on_step=False, on_epoch=True)
+        if options["manual"]:
+            self.manual_backward(loss / 2)
+            if (batch_idx + 1) % 2 == 0 or self.trainer.is_last_batch:
+                self.optimizers().step()
+                self.optimizers().zero_grad()
+        Logger.batch = (self.current_epoch, batch_idx)
+        others = other[2].tolist() if options["two"] else []
+        report.add(
+            "step", at=[self.current_epoch, batch_idx], indices=indices.tolist() + others, loss=loss.item()
+        )
+        return loss
+
+    def on_train_epoch_start(self) -> None:
+        self.noise = torch.rand(()).item()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        with torch.no_grad():  # after all callbacks, and still before the next batch
+            self.net[0].bias.mul_(0.999)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        images, labels, _ = batch
+        images = images + 0.01 * torch.randn(images.shape)
+        self.log("val_loss", nn.functional.cross_entropy(self.net(images), labels))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2)
+        if options["scheduler"] == "none":
+            return optimizer
+        if options["scheduler"] == "step":
+            scheduler: Any = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        if options["scheduler"] == "multistep":
+            return [optimizer], [torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 2], 0.5)]
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=1.0)
+        interval = options["scheduler"].removeprefix("plateau by ")
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "monitor": "val_loss", "interval": interval, "frequency": 1,
+                             "strict": False},
+        }  # fmt: skip
+
+
+class Logger(pl.loggers.Logger):  # type: ignore[misc, name-defined]
+    name, version = "report", 0
+    batch = (-1, -1)
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        report.add("step", at=["logged", *self.batch, step, sorted(metrics)], metrics=metrics)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+class Die(pl.Callback):  # type: ignore[misc, name-defined]
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        at = [trainer.current_epoch, batch_idx]
+        if die.get("batch") == at:
+            kill()
+        if die.get("signal", [None])[0] == at:
+            os.kill(os.getpid(), getattr(signal, die["signal"][1]))
+        if die.get("raise") == at:
+            raise RuntimeError("on purpose")
+
+    def on_validation_end(self, trainer: Any, module: Any) -> None:
+        if die.get("validated") == trainer.global_step and not trainer.sanity_checking:
+            kill()
+
+
+class Kill(BaseHook):
+    """Ends the process as soon as a save of this step or of a later one is acknowledged."""
+
+    events = (HookEvent.AFTER_SAVE,)
+
+    def execute(self, context: HookContext) -> None:
+        if context.step is not None and context.step >= die["saved"]:
+            kill()
+
+
+def spoil(callback: Any) -> None:
+    """Break one thing that a resume restores: what is compared afterwards must show it."""
+    from ckpt_lightning import callback as behaviour
+
+    what = options["spoil"]
+    if what == "rng":
+        behaviour.restore_rng = lambda state: []
+    elif what == "logged":
+        behaviour.results.restore_logged = lambda trainer, state: None
+    elif what == "module":
+        behaviour.results.restore_module = lambda module, state: None
+    elif what == "data":
+        behaviour.LoopWatch._resume_positions = lambda self, pending: [
+            setattr(each, "dormant", False) for each in self._training
+        ]
+    elif what == "counters":
+        behaviour.LoopWatch._put_counters = lambda self, pending: None
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    logging.getLogger(options["package"]).setLevel(logging.WARNING)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    pl.seed_everything(1, verbose=False)
+    if options["handler"] == "python":
+        signal.signal(signal.SIGUSR1, lambda number, _: report.add("handled", signal=number))
+
+    data: Any = Digits(options["samples"], options["augment"])
+    loader_options: dict[str, Any] = {
+        "batch_size": 8, "num_workers": options["workers"], "persistent_workers": options["persistent"],
+        "collate_fn": masked if options["mask"] else None,
+    }  # fmt: skip
+    if options["stream"]:
+        training: Any = DataLoader(Stream(data), **loader_options)
+    else:
+        training = DataLoader(data, shuffle=True, **loader_options)
+    if options["two"]:
+        others = DataLoader(Digits(26, options["augment"]), batch_size=8, shuffle=True)
+        training = {"others": others, "digits": training}
+    validation = DataLoader(
+        Digits(40),
+        batch_size=20,
+        num_workers=options["val_workers"],
+        persistent_workers=options["val_workers"] > 0,
+    )
+    callback = CheckpointCallback(
+        options["store"], experiment="digits", every_n_train_steps=options["every"], resume=options["resume"],
+        monitor=options["monitor"], save_top_k=options["save_top_k"],
+        hooks=[Kill()] if "saved" in die else [],
+    )  # fmt: skip
+    callbacks: list[Any] = [Die()] if options["bare"] else [callback, Die()]
+    if options["patience"]:
+        callbacks.append(pl.callbacks.EarlyStopping("val_loss", patience=options["patience"], min_delta=0.25))
+    trainer = pl.Trainer(
+        max_epochs=options["epochs"], max_steps=options["max_steps"], accelerator="cpu", logger=Logger(),
+        enable_progress_bar=False, enable_model_summary=False, callbacks=callbacks, log_every_n_steps=1,
+        val_check_interval=options["val_check"], accumulate_grad_batches=options["accumulate"],
+        limit_train_batches=options["limit"] or 1.0, default_root_dir=options["store"] + "-root",
+        enable_checkpointing=not options["bare"], **options["trainer"],
+    )  # fmt: skip
+    module = Module(chosen=nn.ReLU())
+    spoil(callback)
+    if options["evaluate"]:
+        getattr(trainer, options["evaluate"])(module, validation, ckpt_path=options["ckpt_path"])
+    else:
+        trainer.fit(module, training, validation, ckpt_path=options["ckpt_path"])
+    how = callback.resumption
+    report.add("begin", how=how.kind if how else None, step=how.step if how else None)
+    series = {} if options["bare"] else series_of(callback)
+    report.add(
+        "end", weights=digest(module.state_dict()), average=module.average.item(), steps=trainer.global_step,
+        optimizer=digest([each.state_dict() for each in trainer.optimizers]), epoch=trainer.current_epoch,
+        schedulers=digest([each.scheduler.state_dict() for each in trainer.lr_scheduler_configs]),
+        rng=digest(capture_rng()), **series,
+    )  # fmt: skip
+
+
+def series_of(callback: Any) -> dict[str, Any]:
+    """The metric series as the catalog tells them, over all attempts."""
+    catalog = callback.manager.workspace.index.catalog()
+    names = catalog.metric_names("digits")
+    return {
+        "series": {name: [(p.step, p.value) for p in catalog.metric_series("digits", name)] for name in names}
+    }
+
+
+main()
