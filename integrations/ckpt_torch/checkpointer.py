@@ -184,11 +184,11 @@ class TorchCheckpointer:
         """
         tracked = self._find(loader)
         self._between = False
+        self._restore_rng()
         iterator = iter(tracked)
         self._walking += 1
         try:
             while True:
-                self._restore_rng()
                 moment = self._moment()
                 try:
                     batch = next(iterator)
@@ -294,6 +294,8 @@ class TorchCheckpointer:
     def _restore_rng(self) -> None:
         """At the first batch, or at the first epoch: what was drawn while everything was set up is undone."""
         if self._rng is not None:
+            for tracked in self._loaders.values():
+                tracked.go()
             for missing in restore_rng(self._rng):
                 _log.warning("%s is in the checkpoint, but cannot be restored here", missing)
             self._rng = None

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 from torch.utils.data import IterableDataset
 
 from ckpt_core import clock
 from ckpt_core.errors import UsageError
+from ckpt_torch.description import describe, of_samples, roots, warn_of_differences
 from ckpt_torch.iterators import IteratorMaker, is_plain
 from ckpt_torch.memory import Memory
 from ckpt_torch.rng import read_streams, write_streams
@@ -27,6 +28,11 @@ _log = logging.getLogger("ckpt_core.torch.data")
 ResumeData = Literal["auto", "skip", "replay"]
 Position = dict[str, Any]
 _SECONDS_BETWEEN_REPORTS = 10.0
+_SAYS = {
+    "own": "keeps its own position (state_dict)",
+    "plain": "does not keep its position itself",
+    "None": "?",
+}
 
 
 class TrackedLoader:
@@ -59,7 +65,7 @@ class TrackedLoader:
         self.delivered = 0
         self.started = False
         self.passes = 0
-        self._memory = Memory(_roots(loader))
+        self._memory = Memory(roots(loader))
         self._maker = IteratorMaker(loader, self._memory) if is_plain(loader) else None
         self._baseline: dict[str, Any] | None = None
         self._changed: set[str] = set()
@@ -71,11 +77,25 @@ class TrackedLoader:
         self._tape: Tape | None = None
         self._marks: deque[dict[str, Any]] = deque(maxlen=lookahead or None)
         self._pending: Position | None = None
+        self._ready: Iterator[Any] | None = None
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
+        ready, self._ready = self._ready, None
+        return ready if ready is not None else self._begin_iteration()
+
+    def go(self) -> None:
+        """Go to the position that is to be resumed now, and not when the iteration is asked for.
+
+        That takes draws from the global generators: where there are several loaders, all of them must be in
+        place before those are restored.
+        """
+        if self._pending is not None and self._pending["started"]:
+            self._ready = self._begin_iteration()
+
+    def _begin_iteration(self) -> Iterator[Any]:
         position, self._pending = self._pending, None
         buffered: list[Any] = []
         if self.stateful:
@@ -111,7 +131,7 @@ class TrackedLoader:
         position: Position = {
             "kind": "plain",
             "started": started,
-            "loader": _describe(self.loader),
+            "loader": describe(self.loader),
             "memory": self._kept(self._memory.read()),
             "changed": sorted(self._changed),
             "carried": sorted(self._carried | self._grown if between else self._carried),
@@ -160,7 +180,7 @@ class TrackedLoader:
         self._pending = dict(position)
         if kind == "own":
             return
-        _warn_of_differences(self.name, position["loader"], _describe(self.loader))
+        warn_of_differences(self.name, position["loader"], describe(self.loader))
         self._baseline = self._memory.read_numbers()
         self._changed.update(position["changed"])
         self._carried.update(position["carried"])
@@ -198,7 +218,7 @@ class TrackedLoader:
         if self._maker is not None and self.loader.num_workers:
             return
         sizes = self._memory.sizes()
-        grown = _of_samples(path for path in sizes if sizes[path] != self._sizes.get(path, sizes[path]))
+        grown = of_samples(path for path in sizes if sizes[path] != self._sizes.get(path, sizes[path]))
         if grown - self._grown and self._tape is None:
             self._tape = Tape()
             self._tape.begin()
@@ -208,7 +228,7 @@ class TrackedLoader:
         self._note_numbers()
         self._begin = {"streams": read_streams(), "memory": self._memory.read()}
         self._note_sizes()
-        self._grown = _of_samples(self._memory.iterators)
+        self._grown = of_samples(self._memory.iterators)
         self.delivered = 0
         self._workers_begin: dict[int, Any] = {}
         self._tape = Tape() if self._must_replay() else None
@@ -314,7 +334,7 @@ class TrackedLoader:
         if self._first_sizes is None:
             self._first_sizes = sizes
         first = self._first_sizes
-        self._carried |= _of_samples(path for path in sizes if sizes[path] != first.get(path, sizes[path]))
+        self._carried |= of_samples(path for path in sizes if sizes[path] != first.get(path, sizes[path]))
 
     def _kept(self, memory: Mapping[str, Any]) -> dict[str, Any]:
         numbers = {path: value for path, value in memory["numbers"].items() if path in self._changed}
@@ -348,56 +368,3 @@ class _Batches:
             self._ended = True
             self._tracked.passes += 1
         raise StopIteration
-
-
-_SAYS = {
-    "own": "keeps its own position (state_dict)",
-    "plain": "does not keep its position itself",
-    "None": "?",
-}
-
-
-def _of_samples(paths: Iterable[str]) -> set[str]:
-    """Those of `paths` that samples may depend on; a sampler is walked again in any case."""
-    return {path for path in paths if path.startswith(("dataset", "collate_fn", "loader"))}
-
-
-def _roots(loader: Any) -> dict[str, object]:
-    if not is_plain(loader):
-        return {"loader": loader}
-    names = ("dataset", "collate_fn", "sampler", "batch_sampler", "generator")
-    return {name: getattr(loader, name) for name in names}
-
-
-def _describe(loader: Any) -> dict[str, Any]:
-    """What must not differ between the process that saved and the one that resumes."""
-    if not is_plain(loader):
-        return {"type": type(loader).__name__}
-    try:
-        samples: int | None = len(loader.dataset)
-    except TypeError:
-        samples = None
-    sampler = loader.batch_sampler if loader.batch_sampler is not None else loader.sampler
-    return {
-        "type": type(loader).__name__,
-        "samples": samples,
-        "batch_size": getattr(sampler, "batch_size", loader.batch_size),
-        "drop_last": getattr(sampler, "drop_last", loader.drop_last),
-        "sampler": type(getattr(sampler, "sampler", sampler)).__name__,
-        "num_workers": loader.num_workers,
-        "persistent_workers": loader.persistent_workers,
-        "in_order": getattr(loader, "in_order", True),
-    }
-
-
-def _warn_of_differences(name: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    differences = [
-        f"{key} was {saved[key]!r}, is {now.get(key)!r}" for key in saved if saved[key] != now.get(key)
-    ]
-    if differences:
-        _log.warning(
-            "%s differs from the one that the checkpoint was made with (%s): the data will not be the same "
-            "as in an uninterrupted run", name, "; ".join(differences),
-        )  # fmt: skip
-    if not now.get("in_order", True):
-        _log.warning("%s hands out batches as they come (in_order=False): no two runs are the same", name)

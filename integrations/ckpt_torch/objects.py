@@ -127,42 +127,41 @@ def _mend_dtypes(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> 
 class Gradients:
     """Whether gradients at a safe point are worth keeping, and how they come back.
 
-    Between two optimizer steps they are the sum of what was accumulated, and are saved. After one they will
-    be cleared before they are used; only which parameters had one is kept, since an optimizer passes over a
-    parameter without a gradient but not over one whose gradient is zero.
+    Those of an optimizer that made no step in the last iteration are the sum of what was accumulated, and
+    are saved. After a step they will be cleared before they are used; only which parameters had one is
+    kept, since an optimizer passes over a parameter without a gradient but not over one whose gradient is
+    zero.
     """
 
     def __init__(self, objects: Mapping[str, Any]) -> None:
         items = [pair for name, value in objects.items() for pair in walk(name, value)]
         self._modules = {path: item for path, item in items if isinstance(item, nn.Module)}
-        self._hooks = [
-            item.register_step_post_hook(self._note_step)
-            for _, item in items
-            if isinstance(item, torch.optim.Optimizer)
-        ]
-        self.stepped = False
+        optimizers = [item for _, item in items if isinstance(item, torch.optim.Optimizer)]
+        self._hooks = [optimizer.register_step_post_hook(self._note_step) for optimizer in optimizers]
+        self._stepped: set[int] = set()
 
     def begin_iteration(self) -> None:
         """An iteration of the training loop begins."""
-        self.stepped = False
+        self._stepped.clear()
 
     def capture(self) -> dict[str, Any]:
-        """The gradients, or the names of the parameters that have one."""
-        holding = {name: each.grad for name, each in self._parameters() if each.grad is not None}
-        if not self.stepped and holding:
-            return {"accumulated": holding}
-        everything = len(holding) == sum(1 for _ in self._parameters())
-        return {"held": True if everything else sorted(holding)}
+        """The gradients that are accumulated, and the names of the other parameters that have one."""
+        parameters = list(self._parameters())
+        holding = {name: each.grad for name, each in parameters if each.grad is not None}
+        spent = {name for name, each in parameters if id(each) in self._stepped}
+        everything = len(holding) == len(parameters) and holding.keys() <= spent
+        return {
+            "accumulated": {name: grad for name, grad in holding.items() if name not in spent},
+            "held": True if everything else sorted(spent & holding.keys()),
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Put back what `capture` gave."""
-        accumulated = state.get("accumulated", {})
-        held = state.get("held", [])
         for name, parameter in self._parameters():
-            saved = accumulated.get(name)
+            saved = state["accumulated"].get(name)
             if saved is not None:
                 parameter.grad = saved.to(device=parameter.device, copy=True)
-            elif held is True or name in held:
+            elif state["held"] is True or name in state["held"]:
                 parameter.grad = torch.zeros_like(parameter)
             else:
                 parameter.grad = None
@@ -178,5 +177,5 @@ class Gradients:
                 if parameter.requires_grad:
                     yield f"{path}/{name}", parameter
 
-    def _note_step(self, *_: object) -> None:
-        self.stepped = True
+    def _note_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        self._stepped.update(id(each) for group in optimizer.param_groups for each in group["params"])
