@@ -115,7 +115,8 @@ def upsert_bulk(
     columns: Sequence[str],
     rows: Sequence[tuple[int | float | str | None, ...]],
 ) -> None:
-    """`upsert` for very many rows, of values that need no conversion, as tuples in the order of `columns`.
+    """`upsert` for very many rows, of values that need no conversion, as tuples in the order of `columns`,
+    which is that of the table.
 
     SQLAlchemy writes the statement, but does not look at each row, which took half of the time.
     """
@@ -123,13 +124,11 @@ def upsert_bulk(
         return
     statement = _upserting_insert(connection, table, keys, columns)
     compiled = statement.compile(dialect=connection.dialect, column_keys=list(columns))
-    names = compiled.positiontup
-    if names is None:
+    if compiled.positiontup is None:
         connection.exec_driver_sql(str(compiled), [dict(zip(columns, row, strict=True)) for row in rows])
     else:
-        if list(names) != list(columns):  # the order of the statement is the table's
-            places = [columns.index(name) for name in names]
-            rows = [tuple(row[place] for place in places) for row in rows]
+        # The order of the statement is the table's: a caller that has another would mix up columns.
+        assert compiled.positiontup == list(columns), compiled.positiontup
         connection.exec_driver_sql(str(compiled), list(rows))
 
 

@@ -109,8 +109,6 @@ class Database:
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """A transaction that may write: committed at the end, undone by an exception. Raises CatalogError."""
-        if self.read_only:
-            raise self.error("read-only")
         with (
             self._my_turn(self._one_writer),
             self._translating(),
@@ -226,7 +224,7 @@ def _listen(engine: Engine, timeout: float, write_ahead: bool | None) -> None:
 def _locate(url: URL) -> tuple[Path, URL, bool]:
     """Where the file is, the URL to open it by, and whether it can only be read.
 
-    The path is made absolute: connections are opened later too, from whatever folder is current then.
+    The path is made absolute, so that messages name the file, whatever folder is current.
     """
     database = url.database or ""
     if url.query.get("uri") == "true" and database.startswith("file:"):

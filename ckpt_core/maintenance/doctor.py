@@ -6,65 +6,26 @@ changes nothing in the store.
 
 from __future__ import annotations
 
-import os
-import platform
-import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ckpt_core import clock
-from ckpt_core.config import version_of
 from ckpt_core.errors import CkptError, NotFoundError
 from ckpt_core.format.documents import ForwardRow, Manifest
-from ckpt_core.maintenance.census import packs_in
+from ckpt_core.maintenance import surroundings
+from ckpt_core.maintenance.census import WITHDRAWN, packs_in
+from ckpt_core.maintenance.findings import Finding
 from ckpt_core.maintenance.prune import ORPHAN_SECONDS
 from ckpt_core.maintenance.wording import counted, size
 from ckpt_core.repository import References, Repository, layout
-from ckpt_core.stores import LocalStore
 
 if TYPE_CHECKING:
     from ckpt_core.catalog import Catalog
 
-__all__ = ["Finding", "Level", "examine"]
+__all__ = ["examine"]
 
-Level = Literal["ok", "note", "warning", "error"]
-_DISTRIBUTIONS = ("ckpt-core", "numpy", "msgspec", "safetensors", "sqlalchemy", "torch", "lightning")
-_STALE_SECONDS = 24 * 3600.0  # as old as prune's sweep wants them
-_SKEW_SECONDS = 60.0
 _VERIFY_DAYS = 30
-_KNOWN = frozenset(
-    {
-        "store.json",
-        "catalog.db",
-        "catalog.db-wal",
-        "catalog.db-shm",
-        "catalog.db-journal",
-        "backups",
-        "leases",
-        "quarantine",
-        layout.MANIFESTS,
-        layout.PACKS,
-        layout.TRASH,
-        layout.REFERENCES,
-        layout.METRICS,
-    }
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What one check found. `check` is a stable word; `advice` is the next step, empty where all is well.
-
-    `ok` and `note` need nothing done; `warning` wants looking at; `error` is damage or in the way of saves.
-    """
-
-    level: Level
-    check: str
-    message: str
-    advice: str = ""
 
 
 def examine(
@@ -75,19 +36,19 @@ def examine(
     manifests = _Manifests(repository)
     checks: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (
         ("store", lambda: _store(repository)),
-        ("permissions", lambda: _permissions(repository)),
-        ("file-system", lambda: _file_system(repository)),
-        ("clock", lambda: _clock(repository)),
+        ("permissions", lambda: surroundings.permissions(repository)),
+        ("file-system", lambda: surroundings.file_system(repository)),
+        ("clock", lambda: surroundings.clocks(repository)),
         ("manifests", lambda: _unreadable(manifests)),
         ("packs", lambda: _packs(repository, manifests)),
         ("space", lambda: _space(repository, manifests)),
         ("references", lambda: _references(references, manifests)),
         ("catalog", lambda: _catalog(manifests, open_catalog)),
-        ("temporaries", lambda: _temporaries(repository)),
+        ("temporaries", lambda: surroundings.temporaries(repository)),
         ("trash", lambda: _trash(repository)),
-        ("strangers", lambda: _strangers(repository)),
+        ("strangers", lambda: surroundings.strangers(repository)),
         ("verified", lambda: _verified(manifests, open_catalog)),
-        ("versions", _versions),
+        ("versions", surroundings.versions),
     )
     for check, work in checks:
         try:
@@ -115,69 +76,11 @@ class _Manifests:
             self.ids.add(found.id)
 
 
-def _root(repository: Repository) -> Path | None:
-    store = repository.store
-    return store.root if isinstance(store, LocalStore) else None
-
-
 def _store(repository: Repository) -> Iterator[Finding]:
     document = repository.document
     yield Finding(
         "ok", "store", f"format {document.format}, id {document.store_id}, made {document.created_at}"
     )
-
-
-def _permissions(repository: Repository) -> Iterator[Finding]:
-    root = _root(repository)
-    if root is None:
-        return
-    denied = [
-        f"{path.relative_to(root.parent)} cannot be {word}"
-        for path in (root, *(root / name for name in sorted(_KNOWN) if (root / name).exists()))
-        for right, word in ((os.R_OK, "read"), (os.W_OK, "written"))
-        if not os.access(path, right)
-    ]
-    if denied:
-        yield Finding(
-            "error",
-            "permissions",
-            "; ".join(denied),
-            "give this user read and write permission (chown, chmod)",
-        )
-    else:
-        yield Finding("ok", "permissions", "this user may read and write")
-
-
-def _file_system(repository: Repository) -> Iterator[Finding]:
-    root = _root(repository)
-    if root is None:
-        return
-    from ckpt_core.catalog.mounts import is_on_network
-
-    if is_on_network(root):
-        yield Finding(
-            "note",
-            "file-system",
-            "the store is on a network file system: saves are as durable as its server says, and several "
-            "machines that write to an SQLite catalog there may corrupt it",
-            "if several machines write, keep the catalog on a local disk: --catalog sqlite:////local/catalog.db",
-        )
-    else:
-        yield Finding("ok", "file-system", "local")
-
-
-def _clock(repository: Repository) -> Iterator[Finding]:
-    root = _root(repository)
-    if root is None or not os.access(root, os.W_OK):
-        return
-    skew = repository.store.now() - clock.now().timestamp()
-    if abs(skew) > _SKEW_SECONDS:
-        yield Finding(
-            "warning",
-            "clock",
-            f"the store's clock is {skew:+.0f} s from this machine's",
-            "set both by NTP: ages and the order of checkpoints look wrong",
-        )
 
 
 def _unreadable(manifests: _Manifests) -> Iterator[Finding]:
@@ -199,7 +102,10 @@ def _packs(repository: Repository, manifests: _Manifests) -> Iterator[Finding]:
         if info.key.endswith(layout.FORWARD_SUFFIX)
     }
     named = {pack.name: pack.size for manifest in manifests.readable.values() for pack in manifest.packs}
-    missing = sorted(name for name in named if name not in sizes and name not in forwarded)
+    out = {info.key.removeprefix(f"{WITHDRAWN}/") for info in repository.store.list(WITHDRAWN)}
+    missing = sorted(
+        name for name in named if name not in sizes and name not in forwarded and name not in out
+    )
     resized = sorted(name for name, size in named.items() if sizes.get(name, size) != size)
     for names, what in ((missing, "missing"), (resized, "not of the size they had")):
         if names:
@@ -212,7 +118,7 @@ def _packs(repository: Repository, manifests: _Manifests) -> Iterator[Finding]:
     targets = {row.pack for name in forwarded for row in _forward_rows(repository, name)}
     orphans = sizes.keys() - named.keys() - targets
     owned = {name for name in orphans if name.rpartition("/")[2][:26] in manifests.trashed}
-    limit = _now(repository) - ORPHAN_SECONDS
+    limit = surroundings.store_time(repository) - ORPHAN_SECONDS
     old = [name for name in orphans - owned if repository.store.info(layout.pack_key(name)).modified <= limit]
     if old and not manifests.unreadable:
         yield Finding(
@@ -222,7 +128,14 @@ def _packs(repository: Repository, manifests: _Manifests) -> Iterator[Finding]:
             "no checkpoint: saves that were interrupted left them",
             "`ckpt prune` removes them",
         )
-    if not (missing or resized or old):
+    if out:
+        yield Finding(
+            "warning",
+            "packs",
+            f"{counted(len(out), 'pack')} taken out by a prune that was interrupted",
+            "`ckpt prune` puts back what is needed and removes the rest",
+        )
+    if not (missing or resized or old or out):
         yield Finding(
             "ok",
             "packs",
@@ -234,13 +147,6 @@ def _forward_rows(repository: Repository, name: str) -> Iterator[ForwardRow]:
     with suppress(CkptError):  # verify tells of damaged forwardings
         document = repository.forward(name)
         yield from document.rows if document else ()
-
-
-def _now(repository: Repository) -> float:
-    root = _root(repository)
-    if root is not None and not os.access(root, os.W_OK):
-        return clock.now().timestamp()
-    return repository.store.now()
 
 
 def _space(repository: Repository, manifests: _Manifests) -> Iterator[Finding]:
@@ -314,30 +220,6 @@ def _catalog(manifests: _Manifests, open_catalog: Callable[[], Catalog]) -> Iter
         yield Finding("ok", "catalog", f"{counted(len(known), 'checkpoint')}, as in the store")
 
 
-def _temporaries(repository: Repository) -> Iterator[Finding]:
-    root = _root(repository)
-    if root is None:
-        return
-    limit = _now(repository) - _STALE_SECONDS
-    count = total = 0
-    for folder, _, names in os.walk(root):
-        for name in names:
-            if name.startswith(".tmp-"):
-                with suppress(FileNotFoundError):  # its writer finished
-                    status = os.lstat(os.path.join(folder, name))
-                    if status.st_mtime < limit:
-                        count, total = count + 1, total + status.st_size
-    if count:
-        yield Finding(
-            "warning",
-            "temporaries",
-            f"{counted(count, 'file')} ({size(total)}) are left of interrupted writes",
-            "`ckpt prune` removes them",
-        )
-    else:
-        yield Finding("ok", "temporaries", "none are stale")
-
-
 def _trash(repository: Repository) -> Iterator[Finding]:
     count = sum(1 for _ in repository.manifest_keys(trash=True))
     if count:
@@ -346,20 +228,6 @@ def _trash(repository: Repository) -> Iterator[Finding]:
             "trash",
             f"{counted(count, 'forgotten checkpoint')} to be pruned",
             "`ckpt prune` reclaims their bytes",
-        )
-
-
-def _strangers(repository: Repository) -> Iterator[Finding]:
-    root = _root(repository)
-    if root is None:
-        return
-    names = sorted(name for name in os.listdir(root) if name not in _KNOWN and not name.startswith(".tmp-"))
-    if names:
-        yield Finding(
-            "note",
-            "strangers",
-            f"the folder holds what is not the store's: {', '.join(names[:5])}",
-            "nothing, if you know what it is",
         )
 
 
@@ -381,12 +249,3 @@ def _verified(manifests: _Manifests, open_catalog: Callable[[], Catalog]) -> Ite
         yield Finding("note", "verified", f"last verified {(clock.now() - whole.at).days} days ago", advice)
     else:
         yield Finding("ok", "verified", f"last verified on {clock.to_text(whole.at)}, no damage")
-
-
-def _versions() -> Iterator[Finding]:
-    found = [f"{name} {version}" for name in _DISTRIBUTIONS if (version := version_of(name))]
-    yield Finding(
-        "ok",
-        "versions",
-        ", ".join([f"Python {platform.python_version()}", *found, f"SQLite {sqlite3.sqlite_version}"]),
-    )

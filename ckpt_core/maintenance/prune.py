@@ -1,9 +1,4 @@
-"""Reclaiming the bytes that no checkpoint names: a plan that can be printed, then executed once.
-
-The order of deletion is such that a crash leaves garbage and never loss: what a live manifest names is
-durable in its new place before the old place goes. And a pack is taken out of circulation, where it can be
-put back, before it is deleted: a save that runs meanwhile may have named it at the last moment.
-"""
+"""Finding the bytes that no checkpoint names: a plan that can be printed, then executed once (`deletion`)."""
 
 from __future__ import annotations
 
@@ -11,18 +6,17 @@ import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ckpt_core.errors import CkptError, CorruptionError, NotFoundError, ObjectNotFoundError
-from ckpt_core.maintenance.census import Census, chunks_of, live_keys, withdrawn_key
-from ckpt_core.maintenance.rewriting import is_rewritten, rewrite, serves, successor
+from ckpt_core.errors import CorruptionError, NotFoundError, ObjectNotFoundError
+from ckpt_core.maintenance.census import Census, Needs
+from ckpt_core.maintenance.rewriting import is_rewritten, serves, successor
 from ckpt_core.repository import References, Repository, layout
 
-__all__ = ["ORPHAN_SECONDS", "PrunePlan", "Pruned", "execute_prune", "plan_prune", "plan_reclaim"]
+__all__ = ["ORPHAN_SECONDS", "PrunePlan", "plan_prune", "plan_reclaim"]
 
 ORPHAN_SECONDS = 3600.0
 """A pack that nothing names and that no forgotten checkpoint wrote may belong to a save that is running
 elsewhere: it is left alone until it is this old by the store's own clock."""
 
-STALE_SECONDS = 24 * 3600.0
 _REWRITE_BELOW = 0.5
 _REWRITE_AT_LEAST = 1 << 20
 _log = logging.getLogger("ckpt_core.maintenance")
@@ -71,17 +65,6 @@ class PrunePlan:
         )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Pruned:
-    """What a prune did."""
-
-    manifests: int
-    packs: int
-    rewritten: int
-    freed: int
-    temporaries: int
-
-
 def plan_prune(repository: Repository, *, orphan_seconds: float = ORPHAN_SECONDS) -> PrunePlan:
     """Reads every manifest and lists what no live one needs. Changes nothing.
 
@@ -116,7 +99,7 @@ def plan_prune(repository: Repository, *, orphan_seconds: float = ORPHAN_SECONDS
         references=tuple(key for key, reference in references if reference.checkpoint not in alive),
         young=tuple(young),
         restores=tuple(sorted(needs.missing & census.withdrawn.keys())),
-        withdrawn=tuple(sorted((n, s) for n, s in census.withdrawn.items() if n not in needs.missing)),
+        withdrawn=_left_withdrawn(census, needs),
         seen=frozenset(census.keys),
         seen_forwards=frozenset(census.forwards),
         rewrites=tuple((name, sum(chunks.values()), dead) for name, chunks, dead in rewrites),
@@ -209,6 +192,15 @@ def _stale_forwards(census: Census, names: Iterable[str], needed: Collection[str
     )
 
 
+def _left_withdrawn(census: Census, needs: Needs) -> tuple[tuple[str, int], ...]:
+    """What is out of circulation for good. A pack seen in both places is in another prune's hands."""
+    return tuple(
+        (name, size)
+        for name, size in sorted(census.withdrawn.items())
+        if name not in needs.missing and name not in census.sizes
+    )
+
+
 def _modified(repository: Repository, name: str) -> float:
     try:
         return repository.store.info(layout.pack_key(name)).modified
@@ -219,143 +211,3 @@ def _modified(repository: Repository, name: str) -> float:
 def _id_of(key: str) -> str:
     parsed = layout.parse_manifest_key(key)
     return parsed.id if parsed is not None else ""
-
-
-def execute_prune(
-    repository: Repository, plan: PrunePlan, *, census: Census | None = None, sweep: bool = True
-) -> Pruned:
-    """Does what the plan says. Interrupted at any instant it leaves garbage for the next prune, never loss.
-
-    `census`, if given, learns what has changed. Raises StoreError; CorruptionError where a chunk to be
-    moved is damaged (its pack is then left alone and the rest is still done first).
-    """
-    return _Execution(repository, plan, census).run(sweep)
-
-
-class _Execution:
-    def __init__(self, repository: Repository, plan: PrunePlan, census: Census | None) -> None:
-        self._repository = repository
-        self._store = repository.store
-        self._plan = plan
-        self._census = census
-        self._failures: list[CkptError] = []
-        self._out: dict[str, int] = dict(plan.withdrawn)  # taken out of circulation -> bytes that this frees
-        self._moved: dict[str, set[int]] = {}
-
-    def run(self, sweep: bool) -> Pruned:
-        plan = self._plan
-        for name in plan.restores:
-            self._put_back(name)
-        for name, _, dead in plan.rewrites:
-            if self._rewrite(name):
-                self._take_out(name, dead)
-        for name, size in plan.packs:
-            self._take_out(name, size)
-        if self._out:
-            self._look_again()
-        for name in self._out:
-            self._store.delete(withdrawn_key(name))
-        for key in plan.manifests:
-            self._store.delete(key)
-        for name in plan.forwards:
-            self._store.delete(layout.forward_key(name))
-            if self._census is not None:
-                self._census.forwards.pop(name, None)
-        self._delete_references()
-        temporaries = self._store.sweep(STALE_SECONDS) if sweep else 0
-        if self._failures:
-            raise self._failures[0]
-        rewritten = len(self._moved.keys() & self._out.keys())
-        freed = sum(self._out.values()) + temporaries
-        return Pruned(len(plan.manifests), len(self._out) - rewritten, rewritten, freed, temporaries)
-
-    def _rewrite(self, name: str) -> bool:
-        sources = self._plan.sources.get(name, ())
-        try:
-            target, moved = rewrite(self._repository, name, self._plan.live[name], sources)
-        except ObjectNotFoundError:  # another prune was faster
-            if self._census is not None:
-                self._census.note_gone(name)
-                self._census.note_forward(name)
-            return False
-        except CorruptionError as error:
-            _log.warning("pack %s is left as it is: %s", name, error)
-            self._failures.append(error)
-            return False
-        if self._census is not None:
-            self._census.note_standing(target)
-            for each in (name, *sources):
-                self._census.note_forward(each)
-        self._moved[name] = moved
-        # Last, so that a prune that took the new pack for an orphan meanwhile is noticed.
-        return moved >= set(self._plan.live[name]) and self._store.exists(layout.pack_key(target))
-
-    def _take_out(self, name: str, freed: int) -> None:
-        try:
-            self._store.move(layout.pack_key(name), withdrawn_key(name))
-        except ObjectNotFoundError:
-            pass
-        else:
-            self._out[name] = freed
-        if self._census is not None:
-            self._census.note_gone(name)
-
-    def _put_back(self, name: str) -> None:
-        _log.info("pack %s is needed after all and stands in its place again", name)
-        self._out.pop(name, None)
-        try:
-            self._store.move(withdrawn_key(name), layout.pack_key(name))
-        except ObjectNotFoundError:  # another prune was faster
-            return
-        if self._census is not None:
-            self._census.note_standing(name)
-
-    def _look_again(self) -> None:
-        """Puts back what a manifest names that was published since the plan was made.
-
-        Its save looked for the packs after it published the manifest. Either it did so before they were
-        taken out, and then the manifest is seen here; or after, and then it makes its commit again.
-        """
-        for key in live_keys(self._repository, self._plan.seen):
-            if key not in self._plan.seen:
-                try:
-                    manifest = self._repository.read(key).manifest
-                except NotFoundError:
-                    continue
-                except CorruptionError:
-                    for name in list(self._out):
-                        self._put_back(name)
-                    raise
-                for name, offset, _ in chunks_of(manifest):
-                    if name in self._out and offset not in self._moved.get(name, ()):
-                        self._put_back(name)
-        if any(is_rewritten(name) and name not in self._moved for name in self._out):
-            self._look_for_forwards()
-
-    def _look_for_forwards(self) -> None:
-        """The same for packs that another prune has just filled: they are named by a forwarding alone."""
-        for info in self._store.list(layout.PACKS):
-            name = info.key.removeprefix(f"{layout.PACKS}/").removesuffix(layout.FORWARD_SUFFIX)
-            if (
-                not info.key.endswith(layout.FORWARD_SUFFIX)
-                or name in self._plan.seen_forwards
-                or name in self._moved
-            ):
-                continue
-            document = self._repository.forward(name)
-            for target in {row.pack for row in document.rows} if document else ():
-                if target in self._out and target not in self._moved:
-                    self._put_back(target)
-
-    def _delete_references(self) -> None:
-        if not self._plan.references:
-            return
-        references = References(self._store)
-        alive = {found.id for found in self._repository.manifest_keys()}
-        for key in self._plan.references:
-            try:
-                checkpoint = references.read(key).checkpoint
-            except CkptError:  # gone, or damaged: not for prune to judge
-                continue
-            if checkpoint not in alive:  # a tag may have moved since the plan
-                self._store.delete(key)

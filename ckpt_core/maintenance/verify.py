@@ -11,7 +11,7 @@ from ckpt_core.errors import CkptError, CorruptionError, NotFoundError, ObjectNo
 from ckpt_core.format.documents import Manifest, StoreDocument
 from ckpt_core.format.pack import StoredChunk, read_header
 from ckpt_core.format.sealed import unseal
-from ckpt_core.maintenance.census import packs_in
+from ckpt_core.maintenance.census import packs_in, withdrawn_key
 from ckpt_core.repository import MetricSegments, References, Repository, layout
 from ckpt_core.repository.digests import digest_of
 from ckpt_core.stores import ObjectReader
@@ -179,10 +179,14 @@ class _Verification:
                 if manifest is None or pack is None:
                     continue
                 if pack.missing:
-                    detail = "the pack is missing from the store"
-                    self._hurts(manifest, key, "missing", layout.pack_key(name), detail)
+                    self._hurts(manifest, key, "missing", layout.pack_key(name), self._whereabouts(name))
                 elif pack.fault is not None or offset in pack.damaged:
                     self._hurts(manifest, key, "", layout.pack_key(name), "")
+
+    def _whereabouts(self, name: str) -> str:
+        if self._repository.store.exists(withdrawn_key(name)):
+            return "an interrupted prune has taken the pack out of circulation: prune again to put it back"
+        return "the pack is missing from the store"
 
     def _hurts(self, manifest: Manifest, key: str, kind: str, place: str, detail: str) -> None:
         self._hurt.setdefault((kind, place, detail), set()).add(manifest.id)

@@ -20,7 +20,7 @@ from ckpt_core.maintenance.marks import MarkReader, Marks
 from ckpt_core.maintenance.reindex import ReindexReport, reindex, synchronise
 from ckpt_core.model import Checkpoint
 from ckpt_core.repository import MetricSegments, Repository
-from ckpt_core.repository.layout import ManifestKey, parse_manifest_key
+from ckpt_core.repository.layout import MANIFESTS, ManifestKey, parse_manifest_key
 
 if TYPE_CHECKING:
     from ckpt_core.catalog import Catalog
@@ -127,11 +127,9 @@ class Index:
         """As `checkpoints`, by the store alone; `keys` of manifests and `marks` may be known already."""
         if keys is None:
             keys = [found.key for found in self._repository.manifest_keys(experiment)]
-        found = []
-        for key in keys:
-            checkpoint = self._row(key)
-            if checkpoint is not None and experiment in (None, checkpoint.experiment):
-                found.append(checkpoint)
+        folder = MANIFESTS if experiment is None else f"{MANIFESTS}/{encode_name(experiment)}"
+        rows = [self._row(key) for key in keys if key.startswith(f"{folder}/")]
+        found = [checkpoint for checkpoint in rows if checkpoint is not None]
         marks = self.marks(experiment) if marks is None else marks
         return sorted(map(marks.on, found), key=lambda c: (c.experiment, *c.order))
 

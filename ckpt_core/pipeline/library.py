@@ -11,7 +11,8 @@ from typing import Any
 
 from ckpt_core.errors import NotFoundError, UsageError
 from ckpt_core.hooks import HookContext, HookEvent, HookManager
-from ckpt_core.maintenance.prune import Pruned, PrunePlan
+from ckpt_core.maintenance.deletion import Pruned
+from ckpt_core.maintenance.prune import PrunePlan
 from ckpt_core.maintenance.verify import Progress, VerifyReport
 from ckpt_core.model import Checkpoint
 from ckpt_core.pipeline.fallback import LoadRequest, StateLoader

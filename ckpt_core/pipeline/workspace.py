@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ckpt_core.errors import CorruptionError, NotFoundError, ObjectNotFoundError, StoreError
 from ckpt_core.maintenance.census import Census
-from ckpt_core.maintenance.prune import Pruned, PrunePlan, execute_prune, plan_prune, plan_reclaim
+from ckpt_core.maintenance.deletion import Pruned, execute_prune
+from ckpt_core.maintenance.prune import PrunePlan, plan_prune, plan_reclaim
 from ckpt_core.maintenance.reindex import ReindexReport
 from ckpt_core.maintenance.verify import Progress, VerifyReport, verify
 from ckpt_core.model import Checkpoint

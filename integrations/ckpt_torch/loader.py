@@ -100,7 +100,7 @@ class TrackedLoader:
         buffered: list[Any] = []
         if self.stateful:
             if position is not None:
-                self.loader.load_state_dict(position["own"])
+                self._load_own(position)
             iterator = iter(self.loader)
             self.delivered = position["delivered"] if position is not None else 0
         elif position is None or not position["started"]:
@@ -223,6 +223,14 @@ class TrackedLoader:
             self._tape = Tape()
             self._tape.begin()
         self._grown |= grown
+
+    def _load_own(self, position: Position) -> None:
+        self.loader.load_state_dict(position["own"])
+        if not position["started"]:
+            # torchdata's loader first goes to the end of the epoch that is over, and draws for that as well.
+            streams = read_streams()
+            iter(self.loader)
+            write_streams(streams)
 
     def _fresh(self, position: Position | None) -> Iterator[Any]:
         self._note_numbers()

@@ -13,7 +13,7 @@ import pytest
 
 from ckpt_core import CheckpointManager, clock
 from ckpt_core.catalog import mounts
-from ckpt_core.maintenance import doctor as examination
+from ckpt_core.maintenance import surroundings
 from cli.calls import Call, damage, ids
 
 # -- verify ---------------------------------------------------------------------------------------
@@ -197,6 +197,14 @@ def _stranger(store: Path) -> None:
     (store / "notes.txt").write_text("mine")
 
 
+def _withdrawn(store: Path) -> None:
+    """As a prune leaves it that is killed in between."""
+    pack = sorted(store.glob("packs/mnist/*.safetensors"))[0]
+    target = store / "trash" / pack.relative_to(store)
+    target.parent.mkdir(parents=True)
+    pack.rename(target)
+
+
 def _behind(store: Path) -> None:
     for path in store.glob("catalog.db*"):
         path.unlink()
@@ -212,6 +220,7 @@ ILLS: list[tuple[Callable[[Path], None], str, str, str]] = [
     (_cut_reference, "references", "error", "again"),
     (_broken_catalog, "catalog", "error", "ckpt reindex"),
     (_trash, "trash", "note", "ckpt prune"),
+    (_withdrawn, "packs", "warning", "ckpt prune"),
     (_stranger, "strangers", "note", ""),
     (_behind, "catalog", "note", "ckpt reindex"),
 ]
@@ -237,6 +246,16 @@ def test_doctor_advice_for_leftovers_helps(ckpt: Call, store: Path) -> None:
         harm(store)
     assert ckpt("prune").code == 0
     assert findings(ckpt, 0).keys() == {"verified"}
+
+
+def test_an_interrupted_prune_is_finished(ckpt: Call, store: Path) -> None:
+    _withdrawn(store)
+    assert ckpt("verify").code == 4
+    answer = ckpt("prune")
+    assert "put back" in answer.out
+    assert len(ckpt("prune", "--dry-run", "--json").data["plan"]["restores"]) == 0
+    assert ckpt("verify").code == 0
+    assert ckpt("doctor").code == 0
 
 
 def test_doctor_looks_at_permissions(ckpt: Call, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,7 +309,7 @@ def test_doctor_survives_a_check_that_fails(ckpt: Call, monkeypatch: pytest.Monk
         raise StoreError("the disk is on fire", kind="io")
         yield
 
-    monkeypatch.setattr(examination, "_temporaries", fails)
+    monkeypatch.setattr(surroundings, "temporaries", fails)
     found = findings(ckpt, 1)
     assert found["temporaries"]["message"] == "this check failed: the disk is on fire"
 

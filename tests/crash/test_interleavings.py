@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from ckpt_core import CheckpointManager, CorruptionError, KeepLast, NotFoundError
+from ckpt_core.maintenance import deletion
 from ckpt_core.maintenance import prune as prune_module
-from ckpt_core.maintenance.prune import execute_prune, plan_prune
+from ckpt_core.maintenance.deletion import execute_prune
+from ckpt_core.maintenance.prune import plan_prune
 from ckpt_core.maintenance.verify import verify
 from ckpt_core.pipeline.saving import Saver
 from ckpt_core.repository import Repository
@@ -116,7 +118,7 @@ def test_the_schedules_are_worth_something(monkeypatch: pytest.MonkeyPatch, half
     if half == "save":
         monkeypatch.setattr(Saver, "_gone", lambda self, committed: [])
     else:
-        monkeypatch.setattr(prune_module._Execution, "_look_again", lambda self: None)
+        monkeypatch.setattr(deletion._Execution, "_look_again", lambda self: None)
     assert any(not verify(Repository.open(save_beside_prune(seed)[0].inner)).ok for seed in range(200))
 
 

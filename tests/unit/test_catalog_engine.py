@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import event, make_url
 
-from ckpt_core.catalog import Catalog, migrate
+from ckpt_core.catalog import Catalog, dialect, migrate
 from ckpt_core.catalog.engine import Database
 from ckpt_core.errors import CatalogError, MissingExtraError, UsageError
 from contract.catalog_case import checkpoint, uid
@@ -102,6 +102,7 @@ def test_a_relative_path_stays_where_it_was(path: Path, monkeypatch: pytest.Monk
         monkeypatch.chdir(elsewhere)
         with catalog._database.reading():
             catalog.put_checkpoint(checkpoint(1), [])  # on a connection that is made now
+        assert catalog.url == f"sqlite:///{path}"
     assert os.listdir(elsewhere) == []
     assert path.exists()
 
@@ -111,6 +112,34 @@ def test_what_was_put_is_there_when_opened_again(url: str) -> None:
         catalog.put_checkpoint(checkpoint(1), [])
     with Catalog.open(url) as catalog:
         assert catalog.checkpoints() == [checkpoint(1)]
+
+
+class Contended:
+    """A connection that finds the file locked by another at its first change of the journal mode."""
+
+    def __init__(self, path: Path) -> None:
+        self.real = sqlite3.connect(path)
+        self.path = path
+        self.changes = 0
+
+    def execute(self, sql: str) -> sqlite3.Cursor:
+        if not sql.startswith("PRAGMA journal_mode ="):
+            return self.real.execute(sql)
+        self.changes += 1
+        if self.changes > 1:
+            return self.real.execute(sql)
+        with closing(sqlite3.connect(self.path, isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            return self.real.execute(sql)
+
+
+def test_the_journal_mode_is_changed_once_the_other_process_is_done(path: Path) -> None:
+    connection = Contended(path)
+    with closing(connection.real):
+        dialect.set_up_connection(connection, timeout=0.05, write_ahead=True)
+        assert connection.real.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert connection.real.execute("PRAGMA synchronous").fetchone() == (1,)
+    assert connection.changes == 2
 
 
 # -- refusals

@@ -131,6 +131,8 @@ host /share 9p rw 0 0
 server:/x /twice nfs rw 0 0
 server:/y /once nfs rw 0 0
 /dev/sdd1 /once ext4 rw 0 0
+server:/z /deep/inner nfs rw 0 0
+/dev/sde1 /deep ext4 rw 0 0
 short
 """
 
@@ -151,6 +153,7 @@ short
         ("/share/catalog.db", True),
         ("/twice/catalog.db", True),
         ("/once/catalog.db", False),
+        ("/deep/inner/catalog.db", True),
     ],
 )
 def test_network_file_systems(tmp_path: Path, path: str, expected: bool) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -40,9 +41,6 @@ def test_it_names_the_writer() -> None:
 
 
 def test_it_names_frameworks_that_were_imported_and_imports_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-    import types
-
     fake = types.ModuleType("keras")
     fake.__version__ = "3.1"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "keras", fake)
@@ -143,6 +141,18 @@ def test_a_user_without_a_name_is_a_number(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(config.getpass, "getuser", nobody)
     assert config.actor().startswith(f"{os.getuid()}@")
+
+
+def test_no_process_is_started() -> None:
+    """One that is forked at the wrong moment keeps a pipe open, and the save would wait for it for ever."""
+    script = (
+        "import sys, platform\n"
+        "sys.addaudithook(lambda event, _: event in ('subprocess.Popen', 'os.fork', 'os.posix_spawn') and sys.exit(event))\n"
+        "from ckpt_core.config import actor, provenance\n"
+        "provenance(), actor()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_variables_and_versions(monkeypatch: pytest.MonkeyPatch) -> None:

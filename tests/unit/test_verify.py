@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from ckpt_core import CheckpointManager, HookEvent, NotFoundError, StoreError, clock
-from ckpt_core.maintenance.prune import execute_prune, plan_prune
+from ckpt_core.maintenance.deletion import execute_prune
+from ckpt_core.maintenance.prune import plan_prune
 from ckpt_core.maintenance.verify import Problem, verify
 from ckpt_core.model import MetricPoint
 from ckpt_core.repository import Committed, MetricSegments, References, Repository, layout

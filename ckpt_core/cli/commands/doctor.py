@@ -10,7 +10,7 @@ from ckpt_core.cli.options import command
 
 if TYPE_CHECKING:
     from ckpt_core.cli.output import Output
-    from ckpt_core.maintenance.doctor import Finding
+    from ckpt_core.maintenance.findings import Finding
 
 _STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "red"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -31,49 +32,25 @@ def prune(call: Call, dry_run: bool) -> None:
     hour, as a save that is running may be about to name them. Interrupted at any moment, a prune loses
     nothing that a checkpoint needs.
     """
+    from ckpt_core.cli.words import size
+
     workspace = call.workspace
     plan = workspace.plan_prune()
-    data = _record(plan)
     if not (call.json or call.quiet):
         _show_plan(call.output, plan, dry_run)
-    if dry_run or plan.empty:
-        pruned = None
-        if not dry_run:
-            pruned = workspace.prune(plan)  # sweeps stale temporaries
-    else:
-        call.confirm(
-            f"Delete {len(plan.packs)} packs and {len(plan.manifests)} forgotten checkpoints for good?"
-        )
-        pruned = workspace.prune(plan)
+    pruned = None
+    if not dry_run:
+        if plan.frees or plan.manifests:
+            call.confirm(f"Reclaim {size(plan.frees)}? What goes cannot be brought back.")
+        pruned = workspace.prune(plan)  # also of an empty plan: stale temporaries go
 
     def show(output: Output) -> None:
-        from ckpt_core.cli.words import size
-
         if pruned is not None and (pruned.freed or not plan.empty):
-            swept = (
-                f", {size(pruned.temporaries)} of them left by interrupted writes"
-                if pruned.temporaries
-                else ""
-            )
-            output.line(f"reclaimed {size(pruned.freed)}{swept}")
+            left = f", {size(pruned.temporaries)} of them left by interrupted writes"
+            output.line(f"reclaimed {size(pruned.freed)}{left if pruned.temporaries else ''}")
 
-    done = (
-        None
-        if pruned is None
-        else {
-            "manifests": pruned.manifests,
-            "packs": pruned.packs,
-            "rewritten": pruned.rewritten,
-            "freed": pruned.freed,
-            "temporaries": pruned.temporaries,
-        }
-    )
-    call.answer(
-        "prune",
-        {"dry_run": dry_run, "plan": data, "done": done},
-        show,
-        quiet=[str(plan.frees)] if dry_run else [],
-    )
+    data = {"dry_run": dry_run, "plan": _record(plan), "done": None if pruned is None else asdict(pruned)}
+    call.answer("prune", data, show, quiet=[str(plan.frees)] if dry_run else [])
 
 
 def _record(plan: PrunePlan) -> dict[str, Any]:
@@ -86,6 +63,8 @@ def _record(plan: PrunePlan) -> dict[str, Any]:
         "forwards": list(plan.forwards),
         "references": list(plan.references),
         "young": list(plan.young),
+        "restores": list(plan.restores),
+        "withdrawn": [{"name": name, "bytes": size} for name, size in plan.withdrawn],
         "frees": plan.frees,
     }
 
@@ -101,6 +80,11 @@ def _show_plan(output: Output, plan: PrunePlan, dry_run: bool) -> None:
         [Span("rewrite", "yellow"), name, size(dead), f"{size(live)} of it still needed"]
         for name, live, dead in plan.rewrites
     ]
+    rows += [
+        [Span("delete", "red"), name, size(count), "an interrupted prune took it out"]
+        for name, count in plan.withdrawn
+    ]
+    rows += [[Span("put back", "green"), name, "", "a checkpoint names it"] for name in plan.restores]
     output.table(
         [Column(""), Column("PACK", cut=True), Column("FREES", right=True), Column("WHY", cut=True)], rows
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from contract.examples import last_state, run, run_killed
-
 from contract.training import digest
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from contract.loaders import BATCH, LOADERS, ONLY_IN_PROCESS, Numbers, mask_torch, seed
 from torch.utils.data import (
     DataLoader,
 )
@@ -19,6 +18,7 @@ from ckpt_core import UsageError
 from ckpt_torch.loader import TrackedLoader
 from ckpt_torch.rng import capture_rng, restore_rng
 from ckpt_torch.workers import WorkerProbe
+from contract.loaders import BATCH, LOADERS, ONLY_IN_PROCESS, Numbers, mask_torch, seed
 
 EPOCHS = 3
 PLACES = [(0, 1), (0, 4), (1, 0), (1, 3), (0, -1), (1, -1), (2, 2)]
