@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ckpt_core.errors import CkptError, CorruptionError, NotFoundError, ObjectNotFoundError, StoreError
 from ckpt_core.format.documents import Manifest, StoreDocument
@@ -100,7 +100,6 @@ class _Verification:
         self._forwards: dict[str, dict[int, tuple[str, int]]] = {}
         self._problems: list[Problem] = []
         self._hurt: dict[tuple[str, str, str], set[str]] = {}  # (kind, key, detail) -> ids
-        self._keys: dict[str, str] = {}  # id -> key, of those that are hurt
 
     def run(self, keys: list[str] | None, read_data: bool, progress: Progress | None) -> VerifyReport:
         listed = [found.key for found in self._repository.manifest_keys()] if keys is None else keys
@@ -109,7 +108,7 @@ class _Verification:
             manifest = self._manifest(key, required=keys is not None)
             if manifest is not None:
                 count += 1
-                self._check_places(manifest, key)
+                self._check_places(manifest)
         if keys is None:
             for name, _ in packs_in(self._repository):
                 self._pack(name)
@@ -157,18 +156,18 @@ class _Verification:
                 pack.fault = error
         return self._packs[name]
 
-    def _check_places(self, manifest: Manifest, key: str) -> None:
+    def _check_places(self, manifest: Manifest) -> None:
         """Whether the packs are those that the manifest names, and its chunks in them where it says."""
         for record in manifest.packs:
             pack = self._pack(record.name)
             if pack.header_digest not in (None, record.header):
                 place = layout.pack_key(record.name)
-                self._hurts(manifest, key, "header", place, "the pack is not the one that the manifest names")
+                self._hurts(manifest, "header", place, "the pack is not the one that the manifest names")
         for name, offset, digest in self._chunks(manifest):
             pack = self._pack(name)
             if pack.fault is None and pack.chunks.get(offset) != digest:
                 detail = f"the pack does not hold the chunk that should begin at {offset}"
-                self._hurts(manifest, key, "missing", layout.pack_key(name), detail)
+                self._hurts(manifest, "missing", layout.pack_key(name), detail)
 
     def _blame(self, keys: Sequence[str]) -> None:
         """Whom the damaged packs hurt."""
@@ -179,18 +178,17 @@ class _Verification:
                 if manifest is None or pack is None:
                     continue
                 if pack.missing:
-                    self._hurts(manifest, key, "missing", layout.pack_key(name), self._whereabouts(name))
+                    self._hurts(manifest, "missing", layout.pack_key(name), self._whereabouts(name))
                 elif pack.fault is not None or offset in pack.damaged:
-                    self._hurts(manifest, key, "", layout.pack_key(name), "")
+                    self._hurts(manifest, "", layout.pack_key(name), "")
 
     def _whereabouts(self, name: str) -> str:
         if self._repository.store.exists(withdrawn_key(name)):
             return "an interrupted prune has taken the pack out of circulation: prune again to put it back"
         return "the pack is missing from the store"
 
-    def _hurts(self, manifest: Manifest, key: str, kind: str, place: str, detail: str) -> None:
+    def _hurts(self, manifest: Manifest, kind: str, place: str, detail: str) -> None:
         self._hurt.setdefault((kind, place, detail), set()).add(manifest.id)
-        self._keys[manifest.id] = key
 
     def _chunks(self, manifest: Manifest) -> Iterator[tuple[str, int, str]]:
         """(pack, offset, digest) of every chunk, where it is now: forwardings are followed."""
@@ -251,16 +249,10 @@ class _Verification:
                 self._problems.append(Problem("digest", place, detail, hurt))
 
     def _still_true(self) -> Iterator[Problem]:
-        """Without what has been forgotten, and then pruned, while this went on."""
-        store = self._repository.store
-        gone = {checkpoint for checkpoint, key in self._keys.items() if not store.exists(key)}
+        """Without manifests that were forgotten, and then deleted, while this went on."""
         for problem in self._problems:
-            left = tuple(checkpoint for checkpoint in problem.checkpoints if checkpoint not in gone)
-            if problem.kind == "manifest" and not store.exists(problem.key):
-                continue
-            if problem.checkpoints and not left and not store.exists(problem.key):
-                continue
-            yield replace(problem, checkpoints=left)
+            if problem.kind != "manifest" or self._repository.store.exists(problem.key):
+                yield problem
 
 
 def _groups(chunks: Iterable[StoredChunk]) -> Iterator[list[StoredChunk]]:

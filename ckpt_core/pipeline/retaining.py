@@ -24,7 +24,8 @@ class Retention:
     """The retention policies of a manager at work. For one thread at a time, but for `decisions`.
 
     It remembers the checkpoints of the lineage that is being written, so that a save after which nothing is
-    to be deleted costs no look at the store. Before anything is deleted, the store is looked at.
+    to be deleted costs no look at the store. Before anything is deleted, the store is looked at: what others
+    pin or tag is kept, and what they take pins or tags off goes when next something does.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Retention:
         self._metric = metric
         self._mode = mode
         self._lineage = ""
+        self._marked = 0
         self._remembered: dict[str, Checkpoint] = {}
 
     @staticmethod
@@ -64,7 +66,7 @@ class Retention:
         if not self._policies:
             return []
         decisions: list[Decision] | None = None
-        if self._lineage == saved.attempt.lineage:
+        if self._lineage == saved.attempt.lineage and self._marked == self._workspace.marked:
             self._remembered[saved.id] = saved
             decisions = self._decide(self._remembered.values())
             if all(decision.keep for decision in decisions):
@@ -73,7 +75,7 @@ class Retention:
 
     def _look_and_delete(self, saved: Checkpoint, decisions: list[Decision] | None) -> list[Decision]:
         """`decisions` are those made by memory: they hold if the store looks as it is remembered."""
-        remembered = self._remembered
+        remembered, self._marked = self._remembered, self._workspace.marked
         keys = set(live_keys(self._workspace.repository, {c.key for c in remembered.values()}))
         marks = self._workspace.index.marks(self._experiment)
         standing = self._workspace.index.standing(self._experiment, keys, marks)

@@ -161,6 +161,7 @@ class Saver:
         for tag in sorted(set(request.tags)):
             try:
                 self.workspace.references.set_tag(self.experiment, tag, checkpoint)
+                self.workspace.marked += 1
                 done.append(tag)
             except CkptError as error:
                 self._note(request.step, f"it could not be tagged {tag!r}", error)

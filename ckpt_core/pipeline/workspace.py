@@ -30,6 +30,8 @@ class Workspace:
         self.references = References(repository.store)
         self.segments = MetricSegments(repository.store)
         self.index = Index(repository, self.segments, url, file)
+        self.marked = 0
+        """How often a tag or pin was set or taken off here: who remembers them compares."""
         self._pruning = threading.Lock()
         self._census: Census | None = None
 
@@ -49,22 +51,22 @@ class Workspace:
     def tag(self, checkpoint: Checkpoint, tag: str) -> None:
         """Points a tag of the checkpoint's experiment to it. Durable when this returns. Raises UsageError."""
         self.references.set_tag(checkpoint.experiment, check_tag(tag), checkpoint.id)
-        self.index.synchronise(checkpoint.experiment)
+        self._tell_marked(checkpoint.experiment)
 
     def untag(self, experiment: str, tag: str) -> None:
         """Removes a tag; one that is not there is no error."""
         self.references.remove_tag(experiment, tag)
-        self.index.synchronise(experiment)
+        self._tell_marked(experiment)
 
     def pin(self, checkpoint: Checkpoint) -> None:
         """Keeps a checkpoint from every retention policy."""
         self.references.pin(checkpoint.experiment, checkpoint.id)
-        self.index.synchronise(checkpoint.experiment)
+        self._tell_marked(checkpoint.experiment)
 
     def unpin(self, checkpoint: Checkpoint) -> None:
         """Leaves a checkpoint to the retention policies again."""
         self.references.unpin(checkpoint.experiment, checkpoint.id)
-        self.index.synchronise(checkpoint.experiment)
+        self._tell_marked(checkpoint.experiment)
 
     def forget(self, checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
         """Moves their manifests to the trash; `prune` reclaims the bytes. Returns those that were there.
@@ -146,6 +148,10 @@ class Workspace:
     def audit(self, event: str, subject: str, outcome: str, **detail: object) -> None:
         """Adds to the audit trail of the catalog, if it is there."""
         self.index.tell(lambda catalog: catalog.audit(event, subject, outcome, detail))
+
+    def _tell_marked(self, experiment: str) -> None:
+        self.marked += 1
+        self.index.synchronise(experiment)
 
     def _record(self, report: VerifyReport, checkpoint: str | None) -> None:
         hurt = not report.ok if checkpoint is None else checkpoint in report.damaged

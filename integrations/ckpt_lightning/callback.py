@@ -23,7 +23,7 @@ from ckpt_lightning.io import ReferenceReader, as_reference
 from ckpt_lightning.loops import LoopWatch
 from ckpt_lightning.parameters import Parameters
 from ckpt_torch.loader import ResumeData
-from ckpt_torch.objects import Gradients
+from ckpt_torch.objects import Gradients, mend_dtypes
 from ckpt_torch.rng import capture_rng, restore_rng
 
 __all__ = ["CallbackBehaviour"]
@@ -113,6 +113,7 @@ class CallbackBehaviour:
         self._reader: Any = None
         self._capturing: dict[str, Any] | None = None
         self._loaded: dict[str, Any] | None = None
+        self._optimizer_states: list[Any] = []
         self._last_step = 0
         self._parameters = Parameters()
 
@@ -200,6 +201,7 @@ class CallbackBehaviour:
         mine = checkpoint.get("callbacks", {}).get(self.state_key)
         if self._watch is not None and mine:
             self._watch.resume(mine["loop"], checkpoint["loops"]["fit_loop"])
+            self._optimizer_states = checkpoint.get("optimizer_states", [])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Kept until the loop is where it was."""
@@ -229,6 +231,9 @@ class CallbackBehaviour:
         policies = [hook for hook in self.manager.hooks.hooks() if isinstance(hook, SavePolicyHook)]
         if not any(hook.policy is self.policy for hook in policies):
             self.manager.hooks.register_hook(SavePolicyHook(self.policy))
+        for optimizer, state in zip(trainer.optimizers, self._optimizer_states, strict=False):
+            mend_dtypes(optimizer, state)
+        self._optimizer_states = []
         self._gradients = Gradients({"module": pl_module, "optimizers": list(trainer.optimizers)})
         self._last_step = trainer.global_step
         self.session.begin(trainer.global_step, trainer.current_epoch)
@@ -281,13 +286,14 @@ class CallbackBehaviour:
         """No safe point: what is being written becomes durable, and no more is saved."""
         if self.session is not None and self._gradients is not None:
             self.session.fail(exception, trainer.global_step, trainer.current_epoch)
-        self._let_go()
+        self._let_go(trainer)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leaves trainer, signals and store as they were."""
-        self._let_go()
+        self._let_go(trainer)
 
-    def _let_go(self) -> None:
+    def _let_go(self, trainer: Any) -> None:
+        vars(trainer._checkpoint_connector).pop("_restore_modules_and_callbacks", None)
         if self._watch is not None:
             self._watch.remove()
         if self._gradients is not None:

@@ -125,6 +125,7 @@ class TrackedLoader:
                 "own": self.loader.state_dict(),
                 "started": started,
                 "delivered": self.delivered,
+                "generators": self._memory.read()["generators"],
             }
         self._note_numbers()
         started = self.started and not between
@@ -149,7 +150,7 @@ class TrackedLoader:
             "passes": self.passes,
             "begin": self._kept_moment(self._begin),
             "tape": dict(self._tape.entries) if self._tape is not None else {},
-            "marks": list(self._marks)[len(self._marks) - ahead :] if ahead else [],
+            "marks": [self._kept_moment(mark) for mark in list(self._marks)[len(self._marks) - ahead :]],
             "grown": sorted(self._grown),
         }
         if self._maker is not None:
@@ -200,7 +201,7 @@ class TrackedLoader:
     def fetch(self, iterator: Iterator[Any]) -> Any:
         """The next batch of an iterator that this loader made. For that iterator."""
         if self.lookahead:
-            self._marks.append(read_streams())
+            self._marks.append({"streams": read_streams(), "memory": self._memory.read()})
         if self._tape is not None:
             self._tape.before()
         batch = next(iterator)
@@ -227,10 +228,12 @@ class TrackedLoader:
     def _load_own(self, position: Position) -> None:
         self.loader.load_state_dict(position["own"])
         if not position["started"]:
-            # torchdata's loader first goes to the end of the epoch that is over, and draws for that as well.
+            # torchdata's loader first goes to the end of the epoch that is over. It draws for that, and leaves
+            # the generator of its sampler as it was before that epoch.
             streams = read_streams()
             iter(self.loader)
             write_streams(streams)
+            self._memory.write({"generators": position["generators"]})
 
     def _fresh(self, position: Position | None) -> Iterator[Any]:
         self._note_numbers()
@@ -290,7 +293,8 @@ class TrackedLoader:
         self._tape = tape if tape.entries or self._must_replay() else None
         self._replay(iterator, first, delivered, tape)
         for mark in position["marks"]:
-            write_streams(mark)
+            write_streams(mark["streams"])
+            self._memory.write(mark["memory"], numbers=frozenset(self._changed))
             buffered.append(self.fetch(iterator))
         self._memory.write(position["memory"], numbers=frozenset(self._changed))
         return iterator

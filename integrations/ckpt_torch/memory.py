@@ -21,7 +21,7 @@ from ckpt_torch.rng import is_generator, read_generator, write_generator
 
 __all__ = ["Memory"]
 
-MOST_OBJECTS = 5_000
+MOST_OBJECTS = 2_000
 """An object graph is looked at up to here: a safeguard against datasets that hold half of a program."""
 MOST_ITEMS = 64
 """Containers up to this length are looked into; of longer ones only the length is watched."""

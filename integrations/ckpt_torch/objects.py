@@ -13,7 +13,7 @@ from torch import nn
 
 from ckpt_core.errors import StateMismatchError, UsageError
 
-__all__ = ["Gradients", "capture", "check", "restore", "unwrapped", "walk"]
+__all__ = ["Gradients", "capture", "check", "mend_dtypes", "restore", "unwrapped", "walk"]
 
 
 def unwrapped(value: Any) -> Any:
@@ -94,7 +94,7 @@ def _load(name: str, item: Any, state: Any) -> None:
             paths=(name,),
         ) from error
     if isinstance(item, torch.optim.Optimizer):
-        _mend_dtypes(item, state)
+        mend_dtypes(item, state)
 
 
 def _in_types_of(state: Any, like: Any) -> Any:
@@ -108,8 +108,8 @@ def _in_types_of(state: Any, like: Any) -> Any:
         return items
 
 
-def _mend_dtypes(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    # load_state_dict casts to the dtype of the parameter, also what the optimizer keeps in another.
+def mend_dtypes(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Put back what `load_state_dict` has cast to the dtype of its parameter, and was kept in another."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     for number, parameter in zip(numbers, parameters, strict=True):

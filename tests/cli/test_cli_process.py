@@ -294,6 +294,8 @@ def test_progress_is_drawn_on_a_terminal_alone(store: Path) -> None:
 )
 def test_a_terminal_is_asked(answer: str, code: int, left: int, store: Path, ckpt: Call) -> None:
     found, shown = on_terminal(store, "forget", "--keep-last", "1", answer=answer)
+    if found == -signal.SIGINT:  # sent again while the interpreter was ending: to a shell that is 130 too
+        found = 130
     assert (found, len(ckpt("ls", "-q").out.split())) == (code, left), shown
     assert "Forget 6 checkpoints? [y/N]" in shown
 

@@ -276,8 +276,8 @@ def _eager(monkeypatch: pytest.MonkeyPatch) -> None:
 
 class TestStore(StoreMachine.TestCase):
     settings = settings(
-        max_examples=int(os.environ.get("CKPT_TEST_MACHINES", "25")),
-        stateful_step_count=25,
+        max_examples=int(os.environ.get("CKPT_TEST_MACHINES", "20")),
+        stateful_step_count=20,
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow],
     )

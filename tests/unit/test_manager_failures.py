@@ -138,6 +138,26 @@ def test_an_interrupt_while_staging_gives_the_place_back(
     assert manager.save(state(2), step=2).result(60).step == 2
 
 
+def test_what_is_published_is_not_reported_as_failed(
+    manager: CheckpointManager, store: ScriptedStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After the commit it is looked whether a prune has taken a pack away. That look may fail."""
+    published = []
+
+    def script(operation: str, key: str, when: str) -> None:
+        if operation == "commit" and key.startswith("checkpoints/") and when == "after":
+            published.append(key)
+        if published and operation == "info":
+            raise StoreError("the network is down", kind="io")
+
+    store.script = script
+    handle = manager.save(state(1), step=1)
+    assert handle.result(60).key == published[0]
+    store.script = None
+    assert "could not be checked" in caplog.text
+    assert manager.failures == []
+
+
 def test_a_save_vetoed_is_not_a_failure(manager: CheckpointManager, caplog: pytest.LogCaptureFixture) -> None:
     manager.hooks.register_hook(
         hook(HookEvent.BEFORE_SAVE, name="guard")(lambda context: context.veto("hot"))

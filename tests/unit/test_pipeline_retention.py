@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ckpt_core import CheckpointManager, HookContext, HookEvent, KeepBest, KeepLast, StoreError, hook
+from ckpt_core import (
+    CheckpointManager,
+    HookContext,
+    HookEvent,
+    KeepBest,
+    KeepEvery,
+    KeepLast,
+    StoreError,
+    hook,
+)
 from ckpt_core.policies import KeepTagged
 from ckpt_core.stores import MemoryStore
 from crash.wrappers import ScriptedStore
@@ -80,6 +89,27 @@ def test_pins_and_tags_of_deleted_ones_go_with_them(manager: CheckpointManager, 
     save(manager, 6)
     assert steps(manager) == [5, 6]
     assert list(store.list("refs")) == []
+
+
+def test_what_loses_its_pin_goes_with_the_next_save(store: ScriptedStore) -> None:
+    with CheckpointManager(store, experiment="x", retention=[KeepEvery(steps=10)]) as manager:
+        save(manager, 5)
+        manager.pin("latest")
+        save(manager, 10)
+        save(manager, 20)
+        assert steps(manager) == [5, 10, 20]
+        manager.unpin("step=5")
+        save(manager, 30)
+        assert steps(manager) == [10, 20, 30]
+
+
+def test_what_loses_its_tag_to_the_new_one_goes_at_once(store: ScriptedStore) -> None:
+    with CheckpointManager(store, experiment="x", retention=[KeepEvery(steps=10), KeepTagged()]) as manager:
+        save(manager, 5, tags=["t"])
+        save(manager, 10)
+        assert steps(manager) == [5, 10]
+        save(manager, 20, tags=["t"])
+        assert steps(manager) == [10, 20]
 
 
 def test_a_hook_may_keep_one(manager: CheckpointManager, caplog: pytest.LogCaptureFixture) -> None:

@@ -134,7 +134,7 @@ def test_rewrites_of_rewrites_leave_one_step_for_readers(repository: Repository)
     made = series(repository, *states)
     repository.forget(made[0].key)
     assert prune(repository).rewritten == 1
-    rebasing = commit(repository, {"w": big(*range(5), 250)}, 5, rebased(repository, made[2].manifest))
+    rebasing = commit(repository, {"w": big(*range(3), 250)}, 5, rebased(repository, made[2].manifest))
     repository.forget(made[1].key)
     plan = plan_prune(repository)
     assert [name.endswith("-r1.safetensors") for name, _, _ in plan.rewrites] == [True]
@@ -143,7 +143,7 @@ def test_rewrites_of_rewrites_leave_one_step_for_readers(repository: Repository)
     original = made[0].packs[0][0]
     document = repository.forward(original)
     assert {row.pack for row in document.rows} == {original.replace("-0-0.", "-0-0-r2.")}
-    for committed, state in ((made[2], states[2]), (rebasing, {"w": big(*range(5), 250)})):
+    for committed, state in ((made[2], states[2]), (rebasing, {"w": big(*range(3), 250)})):
         store = repository.store
         assert isinstance(store, CountingStore)
         store.reset()

@@ -198,13 +198,16 @@ def test_marks_are_set_moved_and_taken_off(
 
 def test_marks_of_what_is_not_there_are_passed_over(repository: Repository, catalog: Catalog) -> None:
     only = commit(repository, state(1), 1)
+    synchronise(repository, catalog)
     references = References(repository.store)
     references.set_tag("digits", "t", "0" * 26)
     references.pin("digits", "0" * 26)
     references.pin("ghost", only.manifest.id)
+    references.set_tag("digits", "z", only.manifest.id)
+    references.pin("digits", only.manifest.id)
     synchronise(repository, catalog)
-    assert catalog.tags("digits") == {}
-    assert catalog.pinned("digits") == set()
+    assert catalog.tags("digits") == {"z": only.manifest.id}
+    assert catalog.pinned("digits") == {only.manifest.id}
 
 
 # -- marks ----------------------------------------------------------------------------------------

@@ -337,3 +337,13 @@ def test_the_manager_tells_and_records_what_it_finds(store: ScriptedStore) -> No
         assert [check.outcome for check in catalog.checks(second.id)] == ["damaged"]
         manager.verify()
         assert [check.outcome for check in catalog.checks() if check.checkpoint is None] == ["damaged", "ok"]
+
+
+def test_a_damaged_manifest_that_is_deleted_meanwhile_is_no_damage(
+    repository: Repository, store: ScriptedStore, pair: tuple[Committed, Committed]
+) -> None:
+    _, second = pair
+    store.put(second.key, b"{}")
+    store.once(lambda what, at, when: (what, at) == ("list", "packs"), lambda: store.delete(second.key))
+    assert verify(repository).ok
+    assert store.done

@@ -191,16 +191,20 @@ def test_importing_the_adapter_imports_no_lightning() -> None:
 # -- fit ----------------------------------------------------------------------------------------------
 
 
+def assert_left_alone(trainer: Any) -> None:
+    ours = {
+        "on_advance_start",
+        "setup_data",
+        "_load_combined_loader_states",
+        "_restore_modules_and_callbacks",
+    }
+    for owner in (trainer.fit_loop, trainer.fit_loop.epoch_loop.val_loop, trainer._checkpoint_connector):
+        assert not ours & vars(owner).keys()
+
+
 def test_the_trainer_is_left_as_it_was(pl: Any, store_path: Path) -> None:
     trainer = fit(pl, CheckpointCallback(store_path, experiment="x"))
-    for owner in (trainer.fit_loop, trainer.fit_loop.epoch_loop.val_loop, trainer._checkpoint_connector):
-        assert not {
-            "on_advance_start",
-            "setup_data",
-            "_load_combined_loader_states",
-            "_restore_modules_and_callbacks",
-        } & (vars(owner).keys())
-    assert isinstance(trainer.train_dataloader, DataLoader)
+    assert_left_alone(trainer)
     assert type(trainer.train_dataloader) is DataLoader
 
 
@@ -240,6 +244,39 @@ def test_something_without_a_codec_is_told_at_the_first_save(pl: Any, store_path
     module.on_save_checkpoint = lambda checkpoint: checkpoint.update(mine=object())
     with pytest.raises(TypeError, match="cannot save 'mine'"):
         fit(pl, CheckpointCallback(store_path, experiment="x"), module)
+
+
+def test_what_an_optimizer_keeps_in_another_dtype_stays_so(pl: Any, store_path: Path) -> None:
+    class Precise(torch.optim.SGD):
+        """Sums up its steps more precisely than its parameters are."""
+
+        def step(self, closure: Any = None) -> Any:
+            loss = super().step(closure)
+            for parameter in self.param_groups[0]["params"]:
+                state = self.state[parameter]
+                state["sum"] = state.get("sum", torch.zeros_like(parameter, dtype=torch.float64)) + 1 / 3
+            return loss
+
+    def sums(epochs: int) -> list[float]:
+        module = linear(pl)
+        module.configure_optimizers = lambda: Precise(module.parameters(), lr=1e-3)
+        trainer = fit(pl, CheckpointCallback(store_path, experiment="x"), module, max_epochs=epochs)
+        return [float(state["sum"].flatten()[0]) for state in trainer.optimizers[0].state.values()]
+
+    assert sums(1) == [sum([1 / 3] * 4)] * 2
+    assert sums(2) == [sum([1 / 3] * 8)] * 2
+
+
+def test_nothing_is_left_behind_by_a_fit_that_did_not_begin(pl: Any, store_path: Path) -> None:
+    module = linear(pl)
+
+    def fails(stage: str) -> None:
+        raise RuntimeError("on purpose")
+
+    module.setup = fails
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fit(pl, CheckpointCallback(store_path, experiment="x"), module)
+    assert_left_alone(module.trainer)
 
 
 def test_beside_lightnings_own_callback(pl: Any, store_path: Path, tmp_path: Path) -> None:

@@ -253,12 +253,13 @@ def main() -> None:
         trainer.fit(module, training, validation, ckpt_path=options["ckpt_path"])
     how = callback.resumption
     report.add("begin", how=how.kind if how else None, step=how.step if how else None)
-    series = {} if options["bare"] else series_of(callback)
+    if not options["bare"]:
+        report.add("series", **series_of(callback))
     report.add(
         "end", weights=digest(module.state_dict()), average=module.average.item(), steps=trainer.global_step,
         optimizer=digest([each.state_dict() for each in trainer.optimizers]), epoch=trainer.current_epoch,
         schedulers=digest([each.scheduler.state_dict() for each in trainer.lr_scheduler_configs]),
-        rng=digest(capture_rng()), **series,
+        rng=digest(capture_rng()),
     )  # fmt: skip
 
 
@@ -267,7 +268,7 @@ def series_of(callback: Any) -> dict[str, Any]:
     catalog = callback.manager.workspace.index.catalog()
     names = catalog.metric_names("digits")
     return {
-        "series": {name: [(p.step, p.value) for p in catalog.metric_series("digits", name)] for name in names}
+        name: [(each.step, each.value) for each in catalog.metric_series("digits", name)] for name in names
     }
 
 

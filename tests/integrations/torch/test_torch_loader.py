@@ -183,9 +183,11 @@ def test_the_method_can_be_chosen(method: Any, caplog: pytest.LogCaptureFixture)
     assert fetched == list(range(9, 12) if method == "skip" else range(12))
 
 
-@pytest.mark.parametrize("make", [LOADERS["shuffling stream"], LOADERS["draws from globals"]])
-def test_a_batch_fetched_in_advance_is_fetched_again_alike(make: Any) -> None:
+@pytest.mark.parametrize("name", ["shuffling stream", "draws from globals", "own generators", "counts"])
+def test_a_batch_fetched_in_advance_is_fetched_again_alike(name: str) -> None:
     """As Lightning does where the length is not known: one batch more than the loop was given."""
+
+    make = LOADERS[name]
 
     def train(tracked: TrackedLoader, held: list[Any], batches: Iterator[Any], until: int) -> list[Any]:
         done = []
@@ -249,6 +251,45 @@ def test_a_loader_that_keeps_its_own_position_is_asked_for_it() -> None:
     assert list(again) == [1, 2, 3, 4, 5]
     with pytest.raises(UsageError, match="keeps its own position"):
         TrackedLoader(LOADERS["plain"]()).resume(position)
+
+
+class KeepsItsOrder:
+    """As torchdata's does: at the end of an epoch its state has the sampler's generator from before it."""
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(3)
+        self.begun = self.generator.get_state()
+        self.given = 0
+        self.loaded = False
+
+    def __iter__(self) -> Iterator[int]:
+        if self.loaded:
+            self.loaded = False
+            self.generator.set_state(self.begun)
+            if self.given < 5:
+                return self._walk()
+        self.begun, self.given = self.generator.get_state(), 0
+        return self._walk()
+
+    def _walk(self) -> Iterator[int]:
+        for each in torch.randperm(5, generator=self.generator).tolist()[self.given :]:
+            self.given += 1
+            yield each
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"begun": self.begun.clone(), "given": self.given}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.begun, self.given, self.loaded = state["begun"], state["given"], True
+
+
+@pytest.mark.parametrize("place", [(0, 2), (1, 4), (0, -1), (1, -1)])
+def test_a_loader_that_keeps_its_own_position_goes_on_after_an_epoch_too(place: tuple[int, int]) -> None:
+    seed(1)
+    whole = Run(KeepsItsOrder())
+    end = whole.go()
+    assert len({tuple(entry[0] for entry in whole.log[begin : begin + 5]) for begin in (0, 5, 10)}) == 3
+    assert_resumed_the_same(whole, end, lambda: Run(KeepsItsOrder()), place)
 
 
 def test_another_loader_than_the_one_saved_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:

@@ -156,6 +156,19 @@ def test_the_global_generators_come_back() -> None:
     assert draw() == drawn
 
 
+def test_half_a_pair_of_numpys_normal_numbers_is_not_overlooked() -> None:
+    numpy_stream = STREAMS["numpy"]
+    np.random.seed(1)
+    np.random.randn()
+    kept = numpy_stream.read()
+    drawn = np.random.randn()  # the second half: the generator itself does not move
+    spent = numpy_stream.read()
+    assert (kept["has_gauss"], spent["has_gauss"]) == (1, 0)
+    numpy_stream.write(kept)
+    assert numpy_stream.read() == kept
+    assert np.random.randn() == drawn
+
+
 def test_a_device_that_is_not_there_is_named() -> None:
     state = capture_rng() | {"cuda": [b"", b""]}
     if torch.cuda.is_available():
