@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from ckpt_core.errors import HookError as HookError
     from ckpt_core.errors import MissingExtraError as MissingExtraError
     from ckpt_core.errors import NotFoundError as NotFoundError
+    from ckpt_core.errors import SaveFailedError as SaveFailedError
     from ckpt_core.errors import SaveNotDoneError as SaveNotDoneError
     from ckpt_core.errors import StateError as StateError
     from ckpt_core.errors import StateMismatchError as StateMismatchError
     from ckpt_core.errors import StoreError as StoreError
     from ckpt_core.errors import UsageError as UsageError
+    from ckpt_core.fitting import WeightsReport as WeightsReport
     from ckpt_core.hooks import BaseHook as BaseHook
     from ckpt_core.hooks import HookContext as HookContext
     from ckpt_core.hooks import HookEvent as HookEvent
@@ -53,8 +55,10 @@ if TYPE_CHECKING:
 _MODULES = {
     "ckpt_core.errors": (
         "CatalogError", "CkptError", "CorruptionError", "FormatError", "HookError", "MissingExtraError",
-        "NotFoundError", "SaveNotDoneError", "StateError", "StateMismatchError", "StoreError", "UsageError",
+        "NotFoundError", "SaveFailedError", "SaveNotDoneError", "StateError", "StateMismatchError", "StoreError",
+        "UsageError",
     ),
+    "ckpt_core.fitting": ("WeightsReport",),
     "ckpt_core.hooks": ("BaseHook", "HookContext", "HookEvent", "HookManager", "HookPriority", "hook"),
     "ckpt_core.manager": ("CheckpointManager",),
     "ckpt_core.model": ("Attempt", "Checkpoint", "Decision"),

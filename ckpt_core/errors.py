@@ -18,6 +18,7 @@ __all__ = [
     "NotFoundError",
     "ObjectExistsError",
     "ObjectNotFoundError",
+    "SaveFailedError",
     "SaveNotDoneError",
     "StateError",
     "StateMismatchError",
@@ -115,6 +116,12 @@ class SaveNotDoneError(CkptError, RuntimeError):
     """A save was asked for and deliberately not made: `vetoed`, `skipped`, `replaced`, `closed`."""
 
     default_kind = "skipped"
+
+
+class SaveFailedError(CkptError, RuntimeError):
+    """Saves failed while training went on, and `on_save_error` asked to be told so. `steps` says which."""
+
+    default_kind = "failed"
 
 
 class HookError(CkptError, RuntimeError):

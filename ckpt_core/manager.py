@@ -11,10 +11,10 @@ import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, final
+from typing import Any, Literal, Self, final
 
 from ckpt_core import ids
-from ckpt_core.errors import CkptError, UsageError
+from ckpt_core.errors import CkptError, SaveFailedError, UsageError
 from ckpt_core.format.documents import Manifest
 from ckpt_core.format.names import check_name
 from ckpt_core.hooks import BaseHook, HookContext, HookEvent, HookManager
@@ -31,9 +31,13 @@ from ckpt_core.stores import Store
 from ckpt_core.tracker import MetricLog, as_metrics
 from ckpt_core.tree import flatten, registry
 
-__all__ = ["CheckpointManager"]
+__all__ = ["CheckpointManager", "OnSaveError"]
 
 _log = logging.getLogger("ckpt_core.manager")
+
+OnSaveError = Literal["report", "raise", "stop"]
+"""What a failed save does besides being logged and told at the end: nothing (`report`); raise
+SaveFailedError when training is over (`raise`), or at the next safe point (`stop`)."""
 
 
 @final
@@ -45,7 +49,8 @@ class CheckpointManager(Library):
     `save_policy` asks for saves at training events (adapters and sessions fire them); `retention` are
     policies of which any one keeps a checkpoint, and without which everything is kept; `hooks` react to
     events. At most `max_pending` saves wait to be written; `on_busy` says what a further one does: `wait`,
-    `skip`, or `replace` one not begun.
+    `skip`, or `replace` one not begun. `on_save_error`: a failed save never stops training and does not
+    show in the exit code (`report`), unless it is to be raised at the end (`raise`) or at once (`stop`).
 
     Use it in a `with` block or call `close`, which waits for pending saves. Thread-safe, but for `save`,
     which is for one thread at a time; a forked child must open a manager of its own. Raises UsageError,
@@ -65,10 +70,15 @@ class CheckpointManager(Library):
         hooks: Iterable[BaseHook] = (),
         max_pending: int = 1,
         on_busy: OnBusy = "wait",
+        on_save_error: OnSaveError = "report",
     ) -> None:
         # First what needs no store: a call that means nothing leaves no folder behind.
         check_name(experiment, "an experiment's name")
         Retention.check(retention, metric, mode)
+        if on_save_error not in ("report", "raise", "stop"):
+            raise UsageError(
+                f"on_save_error={on_save_error!r} must be 'report', 'raise' or 'stop'", kind="option"
+            )
         self._queue = SaveQueue(max_pending, on_busy)
         manager = HookManager(hooks)
         if save_policy is not None:
@@ -87,6 +97,8 @@ class CheckpointManager(Library):
         self._attempt: Attempt | None = None
         self._last_step: int | None = None
         self._closed = False
+        self.on_save_error: OnSaveError = on_save_error
+        self._raised = 0
         self._process = os.getpid()
         reference = weakref.ref(self)
         self._at_exit = lambda: _close_at_exit(reference)
@@ -189,11 +201,30 @@ class CheckpointManager(Library):
         """(step, error) of every save that failed so far."""
         return list(self._saver.failures)
 
+    def raise_failures(self) -> None:
+        """Raises SaveFailedError for the saves that failed since it last did; never where
+        `on_save_error` is `report`."""
+        failed = self._saver.failures[self._raised :]
+        if self.on_save_error == "report" or not failed:
+            return
+        self._raised += len(failed)
+        said = "; ".join(f"step {step}: {error}" for step, error in failed)
+        raise SaveFailedError(
+            f"{len(failed)} of the saves of {self.experiment} failed. What was saved before is untouched; mend "
+            f"the cause and run the same command again to go on from there. {said}",
+            steps=tuple(step for step, _ in failed),
+        ) from failed[0][1]
+
     def close(self) -> None:
         """Waits for pending saves, flushes the metrics and tells again what failed. May be repeated.
 
-        Raises UsageError in a hook of a save, which would wait for its own end.
+        Raises UsageError in a hook of a save, which would wait for its own end; SaveFailedError as
+        `raise_failures` does, when all else is done.
         """
+        self._close()
+        self.raise_failures()
+
+    def _close(self) -> None:
         if self._process != os.getpid():  # a forked child: what is pending is its parent's
             return
         if self._queue.inside:
@@ -225,7 +256,9 @@ class CheckpointManager(Library):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self._close()
+        if error is None:  # whatever ended the block says more than the saves that it has had
+            self.raise_failures()
 
     def __repr__(self) -> str:
         return f"<CheckpointManager {self.workspace.repository.store.url} experiment={self.experiment!r}>"
@@ -294,4 +327,4 @@ class CheckpointManager(Library):
 def _close_at_exit(reference: weakref.ref[CheckpointManager]) -> None:
     manager = reference()
     if manager is not None:
-        manager.close()
+        manager._close()  # the exit code is settled by now

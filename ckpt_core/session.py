@@ -171,12 +171,14 @@ class Session:
         """A resume from this instant would be exact: make the save that is due, if one is.
 
         `finished`: there is nothing left to train. What prevents the first save is raised, as it most likely
-        prevents all; later failures are logged. After a preemption signal the save is durable before this
+        prevents all; later failures are logged, or raised where `on_save_error` is `stop`. After a preemption signal the save is durable before this
         goes on, and then the earlier handler of the signal is called, which may end the process.
         """
         if self.preempted is not None:
             self._preempt(self.preempted, step, epoch, capture)
             return None
+        if self.manager.on_save_error == "stop":
+            self.manager.raise_failures()
         if not self._requests:
             return None
         reason, self._requests = "; ".join(dict.fromkeys(self._requests)), []
@@ -186,7 +188,7 @@ class Session:
         """Training came to its end: TRAIN_END and the last save.
 
         Returns when everything is durable. Raises what prevented the last save, as nothing else holds the
-        result of the training.
+        result of the training; SaveFailedError for earlier ones where `on_save_error` asks for it.
         """
         if self._ended:
             return
@@ -201,6 +203,7 @@ class Session:
             self.manager.wait()
         if self.preempted is not None:  # it came too late to be noticed: what it announced is still to come
             self._signals.pass_on()
+        self.manager.raise_failures()
 
     def fail(
         self, error: BaseException, step: int, epoch: int | None, capture: Capture | None = None

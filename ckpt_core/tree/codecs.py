@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 _GROUP = "ckpt_core.codecs"
-_EXTRAS = ("jax", "torch")
+_EXTRAS = ("jax", "keras", "tensorflow", "torch")
 _log = logging.getLogger("ckpt_core.tree")
 
 

@@ -45,6 +45,7 @@ EXPECTED = {
     "KeepTagged",
     "KeepWithinBytes",
     # states
+    "WeightsReport",
     "register_codec",
     # errors
     "CatalogError",
@@ -54,6 +55,7 @@ EXPECTED = {
     "HookError",
     "MissingExtraError",
     "NotFoundError",
+    "SaveFailedError",
     "SaveNotDoneError",
     "StateError",
     "StateMismatchError",

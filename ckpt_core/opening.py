@@ -1,0 +1,73 @@
+"""Which manager an adapter saves through: one that its user holds, or one of its own, opened when it is needed."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, final
+
+from ckpt_core.errors import UsageError
+from ckpt_core.manager import CheckpointManager
+from ckpt_core.stores import Store
+
+__all__ = ["ManagerSource"]
+
+
+@final
+class ManagerSource:
+    """The manager of one adapter.
+
+    Either `manager`, and then whatever a manager decides is its own to say; or `root` and `experiment`, and
+    the manager is opened at first use, closed by `close`, and opened again if it is used after that. An
+    option that is None or empty was not given. `call` is what its user wrote, for the messages. Raises UsageError.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str] | Store | None,
+        experiment: str | None,
+        manager: CheckpointManager | None,
+        *,
+        call: str,
+        **options: Any,
+    ) -> None:
+        given = {name: value for name, value in options.items() if value is not None and value != ()}
+        if manager is not None:
+            named = {"root": root, "experiment": experiment}
+            extra = [*(name for name, value in named.items() if value is not None), *given]
+            if extra:
+                raise UsageError(
+                    f"with manager=, these are the manager's to say: {', '.join(extra)}", kind="manager"
+                )
+        elif root is None or experiment is None:
+            raise UsageError(f'say where to save: {call}("checkpoints", experiment="...")', kind="root")
+        self._root = root
+        self._options = {"experiment": experiment, **given}
+        self._manager = manager
+        self.owned = manager is None
+
+    @property
+    def opened(self) -> bool:
+        """Whether there is a manager at present."""
+        return self._manager is not None
+
+    @property
+    def manager(self) -> CheckpointManager:
+        """The manager, opened if it is not."""
+        if self._manager is None:
+            assert self._root is not None
+            self._manager = CheckpointManager(self._root, **self._options)
+        return self._manager
+
+    def close(self) -> None:
+        """Waits for pending saves, and closes the manager if it is our own. May be repeated.
+
+        Raises what `CheckpointManager.close` raises.
+        """
+        manager = self._manager
+        if manager is None:
+            return
+        if not self.owned:
+            manager.wait()
+            return
+        self._manager = None
+        manager.close()
