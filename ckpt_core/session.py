@@ -171,8 +171,9 @@ class Session:
         """A resume from this instant would be exact: make the save that is due, if one is.
 
         `finished`: there is nothing left to train. What prevents the first save is raised, as it most likely
-        prevents all; later failures are logged, or raised where `on_save_error` is `stop`. After a preemption signal the save is durable before this
-        goes on, and then the earlier handler of the signal is called, which may end the process.
+        prevents all; later failures are logged, or raised where `on_save_error` is `stop`. After a
+        preemption signal the save is durable before this goes on, and then the earlier handler of the signal
+        is called, which may end the process.
         """
         if self.preempted is not None:
             self._preempt(self.preempted, step, epoch, capture)

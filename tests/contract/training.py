@@ -100,6 +100,7 @@ class Training:
     folder: Path
     options: dict[str, Any] = field(default_factory=dict)
     preload: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, **more: Any) -> Ended:
         """One process, to its end, whichever that is."""
@@ -110,7 +111,8 @@ class Training:
         options = {"store": str(self.folder / "store"), "report": str(report), **self.options, **more}
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([*PRELOAD, *self.preload])
-        process = context.Process(target=_child, args=(str(self.script), options, str(output)))
+        arguments = (str(self.script), options, str(output), dict(self.environment))
+        process = context.Process(target=_child, args=arguments)
         process.start()
         process.join(SECONDS)
         if process.exitcode is None:
@@ -140,8 +142,12 @@ def kill() -> None:
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
-def _child(script: str, options: dict[str, Any], output: str) -> None:
+def _child(script: str, options: dict[str, Any], output: str, environment: dict[str, str]) -> None:
     os.setpgrp()
+    os.environ.update(environment)
+    if options.pop("nohup", False):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        os.kill(os.getpid(), signal.SIGHUP)
     multiprocessing.set_start_method("fork", force=True)  # as in a process that was started by hand
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
