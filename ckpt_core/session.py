@@ -74,7 +74,8 @@ class Session:
         """Decides what to go on from, loads it, and begins the manager's attempt accordingly.
 
         `"auto"`: the newest checkpoint, or a fresh start where there is none. None: a new attempt, whatever
-        there is. Anything else is a reference. Raises NotFoundError (never for `"auto"`), CorruptionError.
+        there is. Anything else is a reference. Raises NotFoundError (never for `"auto"`); CorruptionError,
+        also where there are checkpoints and not one of them can be read: then nothing begins anew unasked.
         """
         if resume is None:
             return self._start_anew()
@@ -98,7 +99,7 @@ class Session:
         return self.resumption
 
     def _start_anew(self) -> Resumption:
-        there = self.manager.latest()
+        there = self.manager.workspace.index.newest(self.manager.experiment)
         attempt = self.manager.begin_attempt(None)
         if there is None:
             _log.info("%s: a fresh start, there are no checkpoints yet", self.manager.experiment)

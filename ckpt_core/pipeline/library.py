@@ -57,8 +57,14 @@ class Library(ABC):  # noqa: B024 - abstract because it is only a part: Checkpoi
         return found if all_lineages or not found else newest_lineage(found)
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint of the newest attempt that saved; None where there is none."""
-        return self.workspace.index.newest(self.experiment)
+        """The newest checkpoint of the newest attempt that saved; None where there is none.
+
+        Raises CorruptionError where there are some and no manifest of them can be read.
+        """
+        try:
+            return self.workspace.index.newest(self.experiment) or self.resolve("latest")
+        except NotFoundError:
+            return None
 
     def best(self) -> Checkpoint | None:
         """The best by the manager's metric in the newest lineage; None where none carries it.

@@ -14,8 +14,10 @@ from ckpt_core import (
     HookError,
     HookEvent,
     KeepLast,
+    SaveFailedError,
     SaveNotDoneError,
     StoreError,
+    UsageError,
     hook,
 )
 from ckpt_core.pipeline import staging
@@ -256,3 +258,53 @@ def test_a_retention_policy_with_a_bug_is_told_and_loses_nothing(
         assert manager.save(state(2), step=2, wait=True).result().step == 2
         assert [c.step for c in manager.checkpoints()] == [1, 2]
     assert "old checkpoints could not be deleted" in caplog.text
+
+
+# -- what a failed save does to the program ----------------------------------------------------------
+
+
+def failing(store: ScriptedStore, on_save_error: Any) -> CheckpointManager:
+    """A manager one of whose saves has failed, and a later one not."""
+    manager = CheckpointManager(store, experiment="x", on_save_error=on_save_error)
+    manager.save(state(1), step=1, wait=True)
+    fail_packs(store)
+    manager.save(state(2), step=2).exception(60)
+    store.script = None
+    manager.save(state(3), step=3, wait=True)
+    return manager
+
+
+def test_a_failed_save_is_reported_and_no_more(
+    store: ScriptedStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    with failing(store, "report") as manager:
+        manager.raise_failures()
+    assert "reminder: the save of step 2 failed" in caplog.text
+
+
+@pytest.mark.parametrize("on_save_error", ["raise", "stop"])
+def test_a_failed_save_is_raised_at_the_end_if_asked(store: ScriptedStore, on_save_error: str) -> None:
+    with (
+        pytest.raises(SaveFailedError, match="step 2: the disk is full") as caught,
+        failing(store, on_save_error),
+    ):
+        pass
+    assert caught.value.steps == (2,)
+    assert isinstance(caught.value.__cause__, StoreError)
+
+
+def test_what_was_raised_once_is_not_raised_again(store: ScriptedStore) -> None:
+    manager = failing(store, "raise")
+    with pytest.raises(SaveFailedError):
+        manager.raise_failures()
+    manager.close()
+
+
+def test_whatever_ended_the_block_goes_before(store: ScriptedStore) -> None:
+    with pytest.raises(KeyError), failing(store, "raise"):
+        raise KeyError("mine")
+
+
+def test_what_a_failed_save_may_do_is_checked(store: ScriptedStore) -> None:
+    with pytest.raises(UsageError, match="on_save_error='explode' must be"):
+        CheckpointManager(store, experiment="x", on_save_error="explode")  # type: ignore[arg-type]

@@ -15,9 +15,11 @@ import pytest
 from ckpt_core import (
     BaseHook,
     CheckpointManager,
+    CorruptionError,
     EverySteps,
     HookContext,
     HookEvent,
+    SaveFailedError,
     Session,
     StateError,
     StoreError,
@@ -234,6 +236,53 @@ def test_a_save_at_the_very_end_is_not_made_twice(manager: CheckpointManager) ->
     session.finish(2, 0, state_of(2))
     assert steps(manager) == [2]
     assert Session(manager).resume().kind == "complete"
+
+
+# -- damage, and saves that fail ----------------------------------------------------------------------
+
+
+def test_where_nothing_can_be_read_nothing_begins_anew_unasked(store_path: Path) -> None:
+    with CheckpointManager(store_path, experiment="test") as manager:
+        trained(Session(manager), 2)
+    for name in ("catalog.db", "catalog.db-wal", "catalog.db-shm"):
+        (store_path / name).unlink(missing_ok=True)
+    (manifest,) = (store_path / "checkpoints").rglob("*.json")
+    manifest.write_bytes(manifest.read_bytes()[:-20])
+    with CheckpointManager(store_path, experiment="test") as manager:
+        with pytest.raises(CorruptionError, match="manifest of every checkpoint is damaged"):
+            Session(manager).resume()
+        assert Session(manager).resume(None).kind == "fresh"
+
+
+@pytest.mark.parametrize("on_save_error", ["report", "raise", "stop"])
+def test_a_failed_save_is_raised_when_it_was_asked_for(store_path: Path, on_save_error: Any) -> None:
+    class Full(BaseHook):
+        events = (HookEvent.BEFORE_SAVE,)
+        on_error = "raise"
+
+        def execute(self, context: HookContext) -> None:
+            if context.step == 4:
+                raise StoreError("full", kind="full")
+
+    with CheckpointManager(
+        store_path, experiment="test", save_policy=EverySteps(2), hooks=[Full()], on_save_error=on_save_error
+    ) as manager:
+        session = Session(manager)
+        made = 0
+        error: Exception | None = None
+        try:
+            for step in range(1, 8):
+                session.step_end(step)
+                handle = session.safe_point(step, 0, state_of(step))
+                if handle is not None:
+                    handle.exception(60)
+                made = step
+            session.finish(7, 0, state_of(7))
+        except SaveFailedError as caught:
+            error = caught
+        assert (error is not None) == (on_save_error != "report")
+        assert made == (4 if on_save_error == "stop" else 7)
+        assert steps(manager) == ([2] if on_save_error == "stop" else [2, 6, 7])
 
 
 # -- exceptions ---------------------------------------------------------------------------------------
