@@ -1,0 +1,40 @@
+"""Eight devices, all of them the CPU, for every test of the JAX adapter: set before JAX looks for devices.
+
+Makes importable what lies beside these tests and is shared by them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    flag = "--xla_force_host_platform_device_count=8"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from ckpt_core import CheckpointManager
+
+
+@pytest.fixture
+def manager(store_path: Path) -> Iterator[CheckpointManager]:
+    with CheckpointManager(store_path, experiment="jax") as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def mesh_4x2() -> Mesh:
+    return Mesh(np.array(jax.devices()[:8]).reshape(4, 2), ("rows", "columns"))
+
+
+@pytest.fixture(scope="session")
+def mesh_2x4() -> Mesh:
+    return Mesh(np.array(jax.devices()[:8]).reshape(2, 4), ("rows", "columns"))
