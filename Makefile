@@ -21,11 +21,14 @@ endif
 PYTEST := "$(BIN)/pytest" -n 2 --dist worksteal
 CORE_TESTS := $(wildcard $(addprefix tests/,unit contract stateful crash compat cli))
 SNIPPETS := tests/packaging/test_snippets.py
+FRAMEWORKS := $(addprefix test-,torch lightning transformers jax tensorflow frameworks)
+EXACT := $(CURDIR)/build/exactness.jsonl
+KERAS := keras-jax,keras-torch,keras-tensorflow
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint types test-core test-wheel test-torch test-lightning test-frameworks \
-	test-lean format clean
+.PHONY: help setup demo exact test lint types test-core test-wheel test-lean test-adapters $(FRAMEWORKS) \
+	test-keras-jax test-keras-torch test-keras-tensorflow test-snippets format clean
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -43,7 +46,7 @@ demo: $(READY) ## train, kill, resume, compare bit for bit
 	"$(BIN)/python" examples/demo.py
 
 # The leanest checks come first, so that a slip shows in seconds; the closing lines are pytest's.
-test: lint types test-lean test-frameworks ## everything CI runs
+test: lint types test-lean test-adapters ## everything CI runs
 
 lint: $(READY) ## ruff and the import floors
 	"$(BIN)/ruff" check
@@ -53,8 +56,8 @@ lint: $(READY) ## ruff and the import floors
 types: $(READY) ## mypy --strict
 	"$(BIN)/mypy"
 
-test-lean: $(READY) ## the core and the wheel, each in a tox environment without any framework
-	"$(BIN)/python" -m tox run -e core,wheel
+test-lean: $(READY) ## tox: the core and the wheel without any framework; Keras with each backend alone
+	"$(BIN)/python" -m tox run -e core,wheel,$(KERAS)
 
 test-core: $(READY) ## the core's tests, in the environment at hand
 	$(PYTEST) $(CORE_TESTS) $(PYTEST_ARGS)
@@ -62,14 +65,22 @@ test-core: $(READY) ## the core's tests, in the environment at hand
 test-wheel: $(READY) ## the built wheel, public names, import cost, documents
 	$(PYTEST) tests/packaging $(PYTEST_ARGS)
 
-test-torch: $(READY) ## the PyTorch adapter
-	$(PYTEST) tests/integrations/torch $(PYTEST_ARGS)
+$(FRAMEWORKS): test-%: $(READY) # one framework's adapter
+	$(PYTEST) tests/integrations/$* $(PYTEST_ARGS)
 
-test-lightning: $(READY) ## the Lightning adapter
-	$(PYTEST) tests/integrations/lightning $(PYTEST_ARGS)
+test-keras-jax test-keras-torch test-keras-tensorflow: test-keras-%: $(READY) # Keras with one backend
+	KERAS_BACKEND=$* $(PYTEST) tests/integrations/keras $(PYTEST_ARGS)
 
-test-frameworks: $(READY) ## every adapter, and the documents that need one
-	$(PYTEST) tests/integrations $(SNIPPETS) $(PYTEST_ARGS)
+test-adapters: $(READY) ## every adapter (Keras with one backend), and the documents that need one
+	$(PYTEST) tests/integrations $(SNIPPETS) --ignore tests/integrations/keras $(PYTEST_ARGS)
+
+exact: $(READY) ## kill every adapter's training and the frameworks' own at six moments; the table of docs/exactness.md
+	mkdir -p build && rm -f $(EXACT)
+	CKPT_EXACTNESS=$(EXACT) "$(BIN)/pytest" -q tests/integrations -k "TestContract or TestNative" \
+		--ignore tests/integrations/keras $(PYTEST_ARGS)
+	for backend in jax torch tensorflow; do KERAS_BACKEND=$$backend CKPT_EXACTNESS=$(EXACT) \
+		"$(BIN)/pytest" -q tests/integrations/keras -k "TestContract or TestNative" $(PYTEST_ARGS) || exit 1; done
+	"$(BIN)/python" tests/contract/exactness.py $(EXACT) docs/exactness.md
 
 format: $(READY) ## let ruff format and fix
 	"$(BIN)/ruff" check --fix
