@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FRAMEWORKS = {"torch", "lightning", "sklearn"}
+FRAMEWORKS = {"torch", "lightning", "sklearn", "transformers", "jax", "keras", "tensorflow", "orbax"}
 NEEDS = re.compile(r"<!-- needs: ([\w, ]+) -->")
 FENCE = re.compile(r"(?P<indent> *)(?P<fence>`{3,})(?P<info>[^`]*)")
 KINDS = {"python": True, "python fragment": False}

@@ -18,12 +18,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+ADAPTERS = ("torch", "lightning", "transformers", "keras", "jax", "tensorflow")
 SOURCES = {
     "ckpt_core": ROOT / "ckpt_core",
-    "ckpt_torch": ROOT / "integrations" / "ckpt_torch",
-    "ckpt_lightning": ROOT / "integrations" / "ckpt_lightning",
+    **{f"ckpt_{name}": ROOT / "integrations" / f"ckpt_{name}" for name in ADAPTERS},
 }
-FRAMEWORKS = {"jax", "keras", "lightning", "pytorch-lightning", "torch", "transformers"}
+FRAMEWORKS = {*ADAPTERS, "flax", "orbax-checkpoint", "pytorch-lightning", "tensorflow-cpu"}
 
 SAVE_AND_LOAD = """
 from ckpt_core import CheckpointManager
