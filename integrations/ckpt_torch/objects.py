@@ -13,7 +13,9 @@ from torch import nn
 
 from ckpt_core.errors import StateMismatchError, UsageError
 
-__all__ = ["Gradients", "capture", "check", "mend_dtypes", "restore", "unwrapped", "walk"]
+__all__ = ["Gradients", "capture", "check", "mend_dtypes", "plain_name", "restore", "unwrapped", "walk"]
+
+_COMPILED = "_orig_mod."
 
 
 def unwrapped(value: Any) -> Any:
@@ -26,6 +28,11 @@ def unwrapped(value: Any) -> Any:
             break
         value = inner
     return value
+
+
+def plain_name(name: str) -> str:
+    """The name of a weight as it is without `torch.compile`, which puts a word before those of what it compiles."""
+    return name.replace(f".{_COMPILED}", ".").removeprefix(_COMPILED) if _COMPILED in name else name
 
 
 def walk(name: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -59,7 +66,11 @@ def capture(value: Any) -> Any:
         return {key: capture(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [capture(item) for item in value]
-    return None if value is None else unwrapped(value).state_dict()
+    if value is None:
+        return None
+    item = unwrapped(value)
+    state = item.state_dict()
+    return {plain_name(key): each for key, each in state.items()} if isinstance(item, nn.Module) else state
 
 
 def restore(name: str, value: Any, state: Any) -> None:
@@ -84,7 +95,10 @@ def restore(name: str, value: Any, state: Any) -> None:
 
 def _load(name: str, item: Any, state: Any) -> None:
     try:
-        if isinstance(item, (nn.Module, torch.optim.Optimizer)):
+        if isinstance(item, nn.Module):
+            names = {plain_name(key): key for key in item.state_dict()}
+            item.load_state_dict({names.get(key, key): each for key, each in state.items()})
+        elif isinstance(item, torch.optim.Optimizer):
             item.load_state_dict(state)
         else:
             item.load_state_dict(_in_types_of(state, item.state_dict()))
