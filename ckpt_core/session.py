@@ -52,13 +52,18 @@ class Session:
 
     The adapter calls, in this order: `resume`, `begin`, then the events as they happen and `safe_point` at
     every instant at which a resume would be exact, and at last `finish` or `fail`. All from one thread.
+    `signals`: those after which it saves and lets the earlier handler go on; or what notes them, where one of
+    several processes must tell the others first.
     """
 
     def __init__(
-        self, manager: CheckpointManager, *, signals: Iterable[Signals] = PREEMPTION_SIGNALS
+        self,
+        manager: CheckpointManager,
+        *,
+        signals: Iterable[Signals] | PreemptionSignals = PREEMPTION_SIGNALS,
     ) -> None:
         self.manager = manager
-        self._signals = PreemptionSignals(signals)
+        self._signals = signals if isinstance(signals, PreemptionSignals) else PreemptionSignals(signals)
         self._requests: list[str] = []
         self._metrics: dict[str, float] = {}
         self._metrics_step: int | None = None
