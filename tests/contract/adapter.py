@@ -84,9 +84,10 @@ class AdapterContract(_Adapter):
     """Bytes that hold a save or two, and not all."""
 
     @pytest.fixture(scope="class")
-    def reference(self, tmp_path_factory: pytest.TempPathFactory) -> tuple[Training, Ended]:
+    @classmethod
+    def reference(cls, tmp_path_factory: pytest.TempPathFactory) -> tuple[Training, Ended]:
         """A training that nobody disturbs."""
-        training = self.training(tmp_path_factory.mktemp("reference") / "run")
+        training = cls.training(tmp_path_factory.mktemp("reference") / "run")
         return training, training.complete()
 
     @pytest.mark.parametrize("case", KILLS)
@@ -213,8 +214,9 @@ class NativeMeasurement(_Adapter):
     expected: ClassVar[Mapping[str, str]]
 
     @pytest.fixture(scope="class")
-    def reference(self, tmp_path_factory: pytest.TempPathFactory) -> Ended:
-        return self.training(tmp_path_factory.mktemp("reference") / "run", mechanism="native").complete()
+    @classmethod
+    def reference(cls, tmp_path_factory: pytest.TempPathFactory) -> Ended:
+        return cls.training(tmp_path_factory.mktemp("reference") / "run", mechanism="native").complete()
 
     @pytest.mark.native
     @pytest.mark.parametrize("case", KILLS)

@@ -5,16 +5,13 @@ For use inside of a script that `contract.training` runs as a process.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
-from collections.abc import Callable
 from typing import Any
 
 from ckpt_core import BaseHook, CheckpointManager, HookContext, HookEvent, StoreError
-from ckpt_core.stores import Store
+from ckpt_core.stores import ObjectWriter
 from ckpt_core.stores.local import LocalStore
-from contract.faults import FaultyStore
 from contract.training import kill
 
 
@@ -53,14 +50,14 @@ def die_inside_a_save(syncs: int) -> None:
     os.fsync = fsync
 
 
-class _FailingSave(FaultyStore):
+class _FailingSave(LocalStore):
     """Refuses one pack: the n-th that is begun."""
 
-    def __init__(self, inner: Store, number: int) -> None:
-        super().__init__(inner)
+    def __init__(self, root: str, number: int) -> None:
+        super().__init__(root)
         self.left = number
 
-    def create(self, key: str) -> Any:
+    def create(self, key: str) -> ObjectWriter:
         if key.startswith("packs/"):
             self.left -= 1
             if self.left == 0:
@@ -68,32 +65,32 @@ class _FailingSave(FaultyStore):
         return super().create(key)
 
 
-class _FullDisk(FaultyStore):
+class _FullDisk(LocalStore):
     """Refuses to grow by more than so many bytes, as a disk does, whatever is written."""
 
-    def __init__(self, inner: Store, nbytes: int) -> None:
-        super().__init__(inner)
+    def __init__(self, root: str, nbytes: int) -> None:
+        super().__init__(root)
         self.left = nbytes
 
-    def change(self, what: str, work: Callable[[], Any]) -> Any:
-        if what.startswith(("write", "put")) and self.left <= 0:
-            raise StoreError(f"no space left on device [{errno.ENOSPC}]: free some and go on", kind="full")
-        return super().change(what, work)
-
     def put(self, key: str, data: Any) -> None:
+        self.take(len(data))
         super().put(key, data)
-        self.left -= len(data)
 
-    def create(self, key: str) -> Any:
+    def create(self, key: str) -> ObjectWriter:
         writer = super().create(key)
         write = writer.write
 
         def counted(offset: int, data: Any) -> None:
+            self.take(memoryview(data).nbytes)
             write(offset, data)
-            self.left -= memoryview(data).nbytes
 
-        writer.write = counted
+        writer.write = counted  # type: ignore[method-assign]
         return writer
+
+    def take(self, nbytes: int) -> None:
+        if nbytes > self.left:
+            raise StoreError("no space left on device: free some and go on", kind="full")
+        self.left -= nbytes
 
 
 def store_of(options: dict[str, Any]) -> Any:
@@ -101,10 +98,9 @@ def store_of(options: dict[str, Any]) -> Any:
     fault = options.get("fault")
     if not fault:
         return options["store"]
-    inner = LocalStore(options["store"])
     if "write" in fault:
-        return _FailingSave(inner, fault["write"])
-    return _FullDisk(inner, fault["full"])
+        return _FailingSave(options["store"], fault["write"])
+    return _FullDisk(options["store"], fault["full"])
 
 
 def series_of(manager: CheckpointManager) -> list[tuple[str, int, float]]:
