@@ -153,8 +153,7 @@ def trainer_of(options: dict[str, Any], report: Report) -> Reporting:
         ours = CheckpointCallback(
             store_of(options), experiment=options["experiment"], resume=options["resume"], hooks=hooks_of(options),
             resume_data=options["resume_data"], init_from=options["init_from"],
-            on_save_error=options["on_save_error"],
-            catalog=f"sqlite:///{options['store']}/catalog.db" if options["fault"] else None, **options["callback"],
+            on_save_error=options["on_save_error"], **options["callback"],
         )  # fmt: skip
         callbacks.append(ours)
         if options["second"] is not None:
