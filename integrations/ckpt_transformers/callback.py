@@ -23,9 +23,9 @@ from ckpt_transformers import dialect
 from ckpt_transformers.folder import materialize
 from ckpt_transformers.ingestion import ingest
 from ckpt_transformers.participant import Participant
-from ckpt_transformers.training import Training, whole_model
+from ckpt_transformers.training import Training
 from ckpt_transformers.watch import LoopWatch
-from ckpt_transformers.weights import load_weights
+from ckpt_transformers.weights import load_weights, whole_model
 
 if TYPE_CHECKING:
 
@@ -115,7 +115,7 @@ class CheckpointCallback(TrainerCallback):
         self.participant = Participant(
             where=(root, experiment, manager), options=options, said=dialect.completed(said), policy=policy,
             resume=resume, resume_data=resume_data, init=(init_from, strict, renames), ingests=ingest,
-            signals=signals,
+            signals=tuple(signals),
         )  # fmt: skip
 
     # -- what users look at -----------------------------------------------------------------------

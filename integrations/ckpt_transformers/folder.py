@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from ckpt_core import CheckpointManager, UsageError
 from ckpt_torch.rng import read_generator, write_generator
 from ckpt_transformers.state import log_history
-from ckpt_transformers.weights import is_peft
+from ckpt_transformers.weights import is_peft, whole_model
 
 __all__ = ["from_native_rng", "is_weights", "materialize", "small_files", "to_native_rng"]
 
@@ -63,9 +63,8 @@ def materialize(
 
 def small_files(trainer: Any, args: Any) -> dict[str, bytes]:
     """What Trainer writes beside the weights: configuration, tokenizer, the arguments. By path in the folder."""
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     with tempfile.TemporaryDirectory() as folder, _quiet():
-        trainer._save(folder, state_dict=None if is_peft(model) else {})
+        trainer._save(folder, state_dict=None if is_peft(whole_model(trainer)) else {})
         torch.save(args, os.path.join(folder, "training_args.bin"))
         found = sorted(path for path in Path(folder).rglob("*") if path.is_file() and not is_weights(path))
         return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}

@@ -1,8 +1,11 @@
-"""Methods of one object replaced for a while, and put back as they were. Nothing of Trainer's is known here."""
+"""Methods of one object replaced for a while, and put back as they were."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from ckpt_core import UsageError
 
 __all__ = ["Overrides"]
 
@@ -16,6 +19,18 @@ class Overrides:
         self._owner = owner
         self._earlier: dict[str, Any] = {}
         self._originals: dict[str, Any] = {}
+
+    def put_all(self, values: Mapping[str, Any]) -> None:
+        """Replaces attributes, or raises UsageError where one is not there."""
+        missing = [name for name in values if not hasattr(self._owner, name)]
+        if missing:
+            raise UsageError(
+                f"this version of transformers is not known here (its Trainer has no {', '.join(missing)}); "
+                "use one from 5.3 on",
+                kind="version",
+            )
+        for name, value in values.items():
+            self.put(name, value)
 
     def put(self, name: str, value: Any) -> None:
         """Replaces an attribute."""

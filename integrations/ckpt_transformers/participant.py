@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from signal import Signals
 from typing import Any, NamedTuple
 
@@ -31,10 +32,11 @@ class Beginning(NamedTuple):
     """What a participant would have the training go on from."""
 
     step: int = 0
-    state: Mapping[str, Any] | None = None
+    state: dict[str, Any] | None = None
     complete: bool = False
 
 
+@dataclass
 class Participant:
     """One callback's part in the trainings of its trainer.
 
@@ -43,30 +45,19 @@ class Participant:
     the reference whose weights to start with, with `strict` and `renames`.
     """
 
-    def __init__(
-        self,
-        *,
-        where: tuple[Any, str | None, CheckpointManager | None],
-        options: Mapping[str, Any],
-        said: Mapping[str, Any],
-        policy: SavePolicy | None,
-        resume: str | None,
-        resume_data: ResumeData,
-        init: tuple[str | None, bool, Renames | None],
-        ingests: bool,
-        signals: Iterable[Signals],
-    ) -> None:
-        self.trainer: Any = None
-        self.session: Session | None = None
-        self.resume_data: ResumeData = resume_data
-        self.ingests = ingests
-        self._where = where
-        self._options = dict(options)
-        self._said = dict(said)
-        self._policy = policy
-        self._resume = resume
-        self._init = init
-        self._signals = tuple(signals)
+    where: tuple[Any, str | None, CheckpointManager | None]
+    options: Mapping[str, Any]
+    said: Mapping[str, Any]
+    policy: SavePolicy | None
+    resume: str | None
+    resume_data: ResumeData
+    init: tuple[str | None, bool, Renames | None]
+    ingests: bool
+    signals: tuple[Signals, ...]
+    trainer: Any = None
+    session: Session | None = None
+
+    def __post_init__(self) -> None:
         self._hook: SavePolicyHook | None = None
         self._files: dict[str, bytes] = {}
         self._folder: tuple[int, str] | None = None
@@ -86,25 +77,25 @@ class Participant:
         self._source = self._source_for(trainer.args)
 
     def _source_for(self, args: Any) -> ManagerSource:
-        options, (root, experiment, manager) = self._options, self._where
+        options, (root, experiment, manager) = self.options, self.where
         if manager is None:
-            metric, mode = dialect.metric_of(args, self._said)
-            limit = self._said.get("save_total_limit", getattr(args, "save_total_limit", None))
+            metric, mode = dialect.metric_of(args, self.said)
+            limit = self.said.get("save_total_limit", getattr(args, "save_total_limit", None))
             kept = dialect.retention_of(None if self.ingests else limit, options["retention"])
             options = {**options, "metric": metric, "mode": mode, "retention": kept}
-        elif "save_total_limit" in self._said:
-            options = {**options, "save_total_limit": self._said["save_total_limit"]}
+        elif "save_total_limit" in self.said:
+            options = {**options, "save_total_limit": self.said["save_total_limit"]}
         return ManagerSource(root, experiment, manager, call="CheckpointCallback", **options)
 
     @property
     def follows_arguments(self) -> bool:
         """Whether it is the arguments that say when to save."""
-        given = self._where[2]
-        return self._policy is None and (given is None or given.save_policy is None)
+        given = self.where[2]
+        return self.policy is None and (given is None or given.save_policy is None)
 
     def arguments(self, args: Any, *, own_policy: bool) -> Any:
         """The arguments as they hold while training."""
-        return dialect.arguments_for(args, self._said, own_policy=own_policy, owns_saving=not self.ingests)
+        return dialect.arguments_for(args, self.said, own_policy=own_policy, owns_saving=not self.ingests)
 
     # -- the beginning ----------------------------------------------------------------------------
 
@@ -113,13 +104,13 @@ class Participant:
 
         `reference` and `folder` are what `train` was told, if it was: they go before `resume=`.
         """
-        session = self.session = Session(self.manager, signals=self._signals)
+        session = self.session = Session(self.manager, signals=self.signals)
         self._folder = None
         if folder is not None:
             session.resume(None)
             state = read_folder(folder)
             return Beginning(state["trainer"]["state"]["global_step"], state)
-        reference = reference or self._resume
+        reference = reference or self.resume
         if reference is None or (reference == "auto" and self.manager.latest() is None):
             session.resume(None)
             return Beginning()
@@ -135,7 +126,7 @@ class Participant:
 
     def start(self, model: Any) -> None:
         """Training starts from nothing: with other weights than the program gave, if it was told so."""
-        reference, strict, renames = self._init
+        reference, strict, renames = self.init
         if reference is not None:
             load_weights(model, self.manager, reference, strict=strict, renames=renames)
             checkpoint = self.manager.loaded
@@ -145,10 +136,10 @@ class Participant:
     def train_begins(self, watch: LoopWatch, args: Any) -> None:
         """Signals are noted from here on, and the save policy asked."""
         assert self.session is not None
-        if self._policy is not None:
+        if self.policy is not None:
             lineage = self.manager.attempt.lineage
             saved = [each for each in self.manager.checkpoints() if each.attempt.lineage == lineage]
-            self._hook = SavePolicyHook(self._policy, saved=saved)
+            self._hook = SavePolicyHook(self.policy, saved=saved)
             self.manager.hooks.register_hook(self._hook)
         self.session.begin(self.trainer.state.global_step, watch.epoch)
         if watch.nothing_to_do:

@@ -16,11 +16,13 @@ import torch
 
 from ckpt_torch import objects
 
-__all__ = ["capture_counters", "capture_objects", "capture_sums", "log_history", "restore_counters",
+__all__ = ["LARGE", "capture_counters", "capture_objects", "capture_sums", "log_history", "restore_counters",
            "restore_objects", "restore_sums"]  # fmt: skip
 
 _log = logging.getLogger("ckpt_core.transformers")
 
+LARGE = frozenset({"model", "adapters", "buffers", "optimizer"})
+"""What of a state is not to be held twice while training."""
 _ASIDE = ("log_history", "stateful_callbacks")
 _CONTINUED = ("epoch", "global_step", "num_input_tokens_seen", "total_flos", "best_metric", "best_global_step",
               "best_model_checkpoint")  # fmt: skip

@@ -1,6 +1,6 @@
 """One call of `trainer.train` with the callbacks that are attached to the trainer: beginning, failure, end.
 
-What is done in between Trainer calls itself: the loop is `watch.py`'s, events are `callback.py`'s.
+And what Trainer calls in the place of its own saving. Its loop is `watch.py`'s, events are `callback.py`'s.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from ckpt_torch.loader import ResumeData
 from ckpt_transformers.overrides import Overrides
 from ckpt_transformers.participant import Participant
 from ckpt_transformers.watch import LoopWatch
+from ckpt_transformers.weights import whole_model
 
-__all__ = ["Training", "whole_model"]
+__all__ = ["Training"]
 
 _log = logging.getLogger("ckpt_core.transformers")
 _NAME = "_ckpt_training"
@@ -32,6 +33,7 @@ class Training:
         self._present: list[Participant] = []
         self._overrides = Overrides(trainer)
         self._overrides.put("train", self._train)
+        self._saving = Overrides(trainer)
         self.watch: LoopWatch | None = None
         self.args: Any = None
 
@@ -54,15 +56,11 @@ class Training:
             if participant is self._present[-1]:
                 self.watch.begin()
 
-    # -- what the watch is told by: it tells all ---------------------------------------------------
+    # -- what the watch tells ------------------------------------------------------------------------
 
     @property
     def resume_data(self) -> ResumeData:
         return self._present[0].resume_data
-
-    @property
-    def owns_saving(self) -> bool:
-        return not self._present[0].ingests
 
     def start(self, model: Any) -> None:
         """The first that has other weights gives them."""
@@ -83,18 +81,38 @@ class Training:
             for each in reversed(self._present):
                 all_of_them.callback(each.finish, watch)
 
-    def ask(self, reason: str) -> None:
+    # -- in the place of Trainer's own saving -------------------------------------------------------
+
+    def _save(self, model: Any, trial: Any) -> None:
+        self._name_best()
+        self._ask(f"save_strategy={self._trainer.args.save_strategy}")
+
+    def _determine_best(self, *args: Any, **named: Any) -> bool:
+        better = bool(self._saving.original("_determine_best_metric")(*args, **named))
+        if better:
+            self._trainer.state.best_global_step = self._trainer.state.global_step
+            if self._trainer.args.load_best_model_at_end:  # it cannot be loaded if it is not saved
+                self._name_best()
+                self._ask("best so far")
+        return better
+
+    def _load_best(self) -> None:
+        state = self._trainer.state
+        model, step = whole_model(self._trainer), state.best_global_step
+        found = any(each.load_best(model, step) for each in self._present)
+        if not found and os.path.isdir(state.best_model_checkpoint):  # of a folder that was resumed
+            self._saving.original("_load_best_model")()
+
+    def _name_best(self) -> None:
+        state = self._trainer.state
+        if state.best_global_step == state.global_step and state.best_metric is not None:
+            state.best_model_checkpoint = self._present[0].best_name(state.global_step)
+
+    def _ask(self, reason: str) -> None:
         """Where only some have policies of their own, this is for the others."""
         following = [each for each in self._present if each.follows_arguments]
         for each in following or self._present:
             each.ask(reason)
-
-    def best_name(self, step: int) -> str:
-        return self._present[0].best_name(step)
-
-    def load_best(self, model: Any, step: int) -> bool:
-        """The first that has it loads it."""
-        return any(each.load_best(model, step) for each in self._present)
 
     # -- one training -----------------------------------------------------------------------------
 
@@ -115,6 +133,11 @@ class Training:
             trainer.args = self._arguments()
             self._choose(watch, resume_from_checkpoint)
             watch.install()
+            if self._owns_saving:
+                self._saving.put_all({
+                    "_save_checkpoint": self._save, "_load_best_model": self._load_best,
+                    "_determine_best_metric": self._determine_best,
+                })  # fmt: skip
             result = original(None, None, **others)
             failed = False
             return result
@@ -123,6 +146,7 @@ class Training:
                 each.fail(error, watch)
             raise
         finally:
+            self._saving.remove_all()
             watch.remove()
             trainer.args = self.args
             self.watch = None
@@ -130,12 +154,16 @@ class Training:
                 for each in reversed(present):
                     all_of_them.callback(each.let_go, failed=failed)
 
+    @property
+    def _owns_saving(self) -> bool:
+        return not self._present[0].ingests
+
     def _arguments(self) -> Any:
         args = self.args
         own_policy = not any(each.follows_arguments for each in self._present)
         for each in self._present:
             args = each.arguments(args, own_policy=own_policy)
-        if args.push_to_hub and self.owns_saving:
+        if args.push_to_hub and self._owns_saving:
             _log.warning(
                 "checkpoints are not pushed to the hub while training; trainer.push_to_hub() at the end is"
             )
@@ -153,6 +181,9 @@ class Training:
         furthest = max(begun, key=lambda each: (each.state is not None, each.step))
         if furthest.state is None:
             return
+        for each in begun:
+            if each is not furthest and each.state is not None:
+                each.state.clear()  # there is no need to hold it while training
         watch.resume(furthest.state, complete=furthest.complete)
         size = furthest.state["trainer"]["state"].get("train_batch_size")
         if self._trainer.args.auto_find_batch_size and size is not None:
@@ -169,11 +200,6 @@ class Training:
                 'resume="auto" training starts from nothing where there is none'
             )
         return str(folder)
-
-
-def whole_model(trainer: Any) -> Any:
-    """The model itself, whatever was put around it for training."""
-    return trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
 
 
 def _refuse_unknown(trainer: Any, present: list[Participant]) -> None:

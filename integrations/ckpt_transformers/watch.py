@@ -1,14 +1,13 @@
 """Where Trainer's loop can be stopped and gone on with exactly, and how it is put back there.
 
-All that touches Trainer's private parts is here; written against transformers 5.3 to 5.23. The safe points lie
-just before the batches of an update are fetched, after an epoch, and after the last one: at each, everything
-that belongs to what came before is done (logs, evaluation, callbacks). Nothing is written here.
+Written against transformers 5.3 to 5.24. The safe points lie just before the batches of an update are fetched,
+after an epoch, and after the last one: at each, everything that belongs to what came before is done (logs,
+evaluation, callbacks). Nothing is written here; what stands in the place of Trainer's saving is `training.py`'s.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -20,7 +19,7 @@ from ckpt_torch.rng import capture_rng, restore_rng
 from ckpt_transformers import state as parts
 from ckpt_transformers.data import EvaluationData, TrainingData
 from ckpt_transformers.overrides import Overrides
-from ckpt_transformers.weights import ModelWeights
+from ckpt_transformers.weights import ModelWeights, whole_model
 
 __all__ = ["LoopWatch", "Owner"]
 
@@ -34,13 +33,10 @@ _NO_DATA: Any = (0,)
 
 
 class Owner(Protocol):
-    """Whom the watch tells what it sees. `owns_saving`: Trainer writes nothing itself."""
+    """Whom the watch tells what it sees."""
 
     @property
     def resume_data(self) -> ResumeData: ...
-
-    @property
-    def owns_saving(self) -> bool: ...
 
     def start(self, model: Any) -> None:
         """Training starts from nothing: the model may be given other weights now."""
@@ -50,15 +46,6 @@ class Owner(Protocol):
 
     def finish(self) -> None:
         """And it is the last such instant: all is trained, and the best model not loaded yet."""
-
-    def ask(self, reason: str) -> None:
-        """Trainer would save now."""
-
-    def best_name(self, step: int) -> str:
-        """What the checkpoint of the best step is called."""
-
-    def load_best(self, model: Any, step: int) -> bool:
-        """Trainer would load the best model now. False where there is none."""
 
 
 class LoopWatch:
@@ -71,7 +58,7 @@ class LoopWatch:
         self._data: TrainingData | None = None
         self._evaluation = EvaluationData()
         self._weights: ModelWeights | None = None
-        self._state: Mapping[str, Any] | None = None
+        self._state: dict[str, Any] | None = None
         self._complete = False
         self._holding: list[dict[str, Any]] = []
         self._loop: Mapping[str, Any] | None = None
@@ -87,25 +74,11 @@ class LoopWatch:
 
     def install(self) -> None:
         """Begin to watch."""
-        ours: dict[str, Any] = {
+        self._overrides.put_all({
             "_init_training_state": self._init_state, "_prepare_for_training": self._prepare,
             "_run_epoch": self._run_epoch, "get_batch_samples": self._fetch, "_load_rng_state": self._load_rng,
             "_finalize_training": self._finalize, "get_eval_dataloader": self._eval_loader,
-        }  # fmt: skip
-        if self._owner.owns_saving:
-            ours |= {
-                "_save_checkpoint": self._save, "_load_best_model": self._load_best,
-                "_determine_best_metric": self._determine_best,
-            }  # fmt: skip
-        missing = [name for name in ours if not hasattr(self._trainer, name)]
-        if missing:
-            raise UsageError(
-                f"this version of transformers is not known here (its Trainer has no {', '.join(missing)}); "
-                "use one from 5.3 on",
-                kind="version",
-            )
-        for name, method in ours.items():
-            self._overrides.put(name, method)
+        })  # fmt: skip
 
     def remove(self) -> None:
         """Leave the trainer as it was."""
@@ -116,8 +89,11 @@ class LoopWatch:
 
     # -- state ------------------------------------------------------------------------------------
 
-    def resume(self, state: Mapping[str, Any], *, complete: bool) -> None:
-        """Have the training go on from what `capture` gave, or from what Trainer's own folder holds."""
+    def resume(self, state: dict[str, Any], *, complete: bool) -> None:
+        """Have the training go on from what `capture` gave, or from what Trainer's own folder holds.
+
+        What is large is taken out of it when it is where it belongs.
+        """
         self._state, self._complete = state, complete
 
     @property
@@ -206,7 +182,7 @@ class LoopWatch:
     def _prepare(self, max_steps: int, loader: Any, folder: Any) -> Any:
         model, loader = self._overrides.original("_prepare_for_training")(max_steps, loader, None)
         trainer, state = self._trainer, self._state
-        whole = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+        whole = whole_model(trainer)
         self._weights = ModelWeights(whole)
         self._holding = [module._buffers for module in whole.modules() if module._buffers]
         self._data = TrainingData(
@@ -217,6 +193,9 @@ class LoopWatch:
         else:
             self._weights.restore(state)
             parts.restore_objects(trainer, state)
+            if not trainer.args.auto_find_batch_size:  # which may begin again
+                for name in parts.LARGE & state.keys():
+                    del state[name]
             self._rng = state.get("rng")
             for name in state.get(
                 "evaluation", {}
@@ -303,30 +282,3 @@ class LoopWatch:
         self._owner.finish()
         self._moment = None
         return self._overrides.original("_finalize_training")(trial, samples, start_time - self._seconds)
-
-    # -- what Trainer calls: saving and the best model --------------------------------------------
-
-    def _save(self, model: Any, trial: Any) -> None:
-        self._name_best()
-        self._owner.ask(f"save_strategy={self._trainer.args.save_strategy}")
-
-    def _determine_best(self, *args: Any, **named: Any) -> bool:
-        better = bool(self._overrides.original("_determine_best_metric")(*args, **named))
-        if better:
-            self._trainer.state.best_global_step = self._trainer.state.global_step
-            if self._trainer.args.load_best_model_at_end:  # it cannot be loaded if it is not saved
-                self._name_best()
-                self._owner.ask("best so far")
-        return better
-
-    def _name_best(self) -> None:
-        state = self._trainer.state
-        if state.best_global_step == state.global_step and state.best_metric is not None:
-            state.best_model_checkpoint = self._owner.best_name(state.global_step)
-
-    def _load_best(self) -> None:
-        trainer = self._trainer
-        model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
-        found = self._owner.load_best(model, trainer.state.best_global_step)
-        if not found and os.path.isdir(trainer.state.best_model_checkpoint):  # of a folder that was resumed
-            self._overrides.original("_load_best_model")()

@@ -19,9 +19,14 @@ from ckpt_core import CheckpointManager, StateMismatchError
 from ckpt_core.fitting import Renames, WeightsReport, fit
 from ckpt_torch import fit_weights
 
-__all__ = ["ModelWeights", "is_peft", "load_weights"]
+__all__ = ["ModelWeights", "is_peft", "load_weights", "whole_model"]
 
 _log = logging.getLogger("ckpt_core.transformers")
+
+
+def whole_model(trainer: Any) -> Any:
+    """The model itself, whatever was put around it for training."""
+    return trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
 
 
 def is_peft(model: Any) -> bool:

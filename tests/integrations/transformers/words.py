@@ -71,7 +71,7 @@ class Masked:
         }  # fmt: skip
 
 
-def model_of(*, norm: bool = False, peft: bool = False, **config: Any) -> Any:
+def model_of(*, norm: bool = False, peft: bool = False, rank: int = 2, **config: Any) -> Any:
     """The same one always. With `norm`, it has buffers that training changes."""
     torch.manual_seed(1)
     sizes = {
@@ -84,7 +84,7 @@ def model_of(*, norm: bool = False, peft: bool = False, **config: Any) -> Any:
     if peft:
         from peft import LoraConfig, get_peft_model
 
-        model = get_peft_model(model, LoraConfig(r=2, target_modules=["query", "value"], lora_dropout=0.1))
+        model = get_peft_model(model, LoraConfig(r=rank, target_modules=["query", "value"], lora_dropout=0.1))
     return model
 
 
