@@ -1,4 +1,4 @@
-"""Checkpoints for Lightning: `CheckpointCallback` and `CheckpointIO`, for both of its packages.
+"""Checkpoints for Lightning: `CheckpointCallback`, `CheckpointIO` and `load_weights`, for both of its packages.
 
 `lightning.pytorch` and `pytorch_lightning` have classes of their own. The names here become a class of the
 one that the program uses, or of both; `for_package` gives those of one package.
@@ -6,14 +6,24 @@ one that the program uses, or of both; `for_package` gives those of one package.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ckpt_lightning.callback import CallbackBehaviour
 from ckpt_lightning.io import ReferenceReader
+from ckpt_lightning.last import teach_last
 from ckpt_lightning.packages import PACKAGES, bases, present
+from ckpt_torch.weights import WeightsReport, load_weights
 
-__all__ = ["CheckpointCallback", "CheckpointIO", "Classes", "for_package"]
+__all__ = [
+    "CheckpointCallback",
+    "CheckpointIO",
+    "Classes",
+    "WeightsReport",
+    "for_package",
+    "load_weights",
+]
 
 
 class Classes(NamedTuple):
@@ -30,10 +40,18 @@ def for_package(name: str) -> Classes:
 
 @cache
 def _callback_class(packages: tuple[str, ...]) -> type[CallbackBehaviour]:
-    made: type[CallbackBehaviour] = _joined(
-        "CheckpointCallback", CallbackBehaviour, bases("Checkpoint", packages)
-    )
+    theirs = bases("Checkpoint", packages)
+    for package in packages:
+        teach_last(package, CallbackBehaviour)
+    # Pickled by the packages it is for: strategies that spawn processes send them the callback.
+    reduced = {"__reduce__": lambda self: (_blank_callback, (packages,), vars(self))}
+    made: type[CallbackBehaviour] = _joined("CheckpointCallback", CallbackBehaviour, theirs, reduced)
     return made
+
+
+def _blank_callback(packages: tuple[str, ...]) -> Any:
+    made = _callback_class(packages)
+    return made.__new__(made)
 
 
 @cache
@@ -42,9 +60,12 @@ def _io_class(packages: tuple[str, ...]) -> type[ReferenceReader]:
     return made
 
 
-def _joined(name: str, behaviour: type, theirs: tuple[type, ...]) -> Any:
+def _joined(
+    name: str, behaviour: type, theirs: tuple[type, ...], more: Mapping[str, Any] | None = None
+) -> Any:
     # The class's name is the key of the callback's state: the same whatever package it is for.
-    return type(theirs[0])(name, (behaviour, *theirs), {"__doc__": behaviour.__doc__, "__module__": __name__})
+    members = {"__doc__": behaviour.__doc__, "__module__": __name__, **(more or {})}
+    return type(theirs[0])(name, (behaviour, *theirs), members)
 
 
 def io_class_for(there: type) -> type[ReferenceReader]:

@@ -28,8 +28,10 @@ def save_policy_of(
     every_n_epochs: int | None,
     every_minutes: float | None,
     train_time_interval: timedelta | None,
-) -> SavePolicy:
-    """When to save. With nothing said: at the end of every epoch, and with `monitor` whenever it improves."""
+    default: bool = True,
+) -> SavePolicy | None:
+    """When to save. With nothing said: at the end of every epoch, and with `monitor` whenever it improves; None
+    where there is to be no `default`."""
     if every_n_steps is not None and every_n_train_steps is not None:
         raise UsageError("every_n_steps and every_n_train_steps are the same thing: give one of them")
     if every_minutes is not None and train_time_interval is not None:
@@ -44,6 +46,8 @@ def save_policy_of(
         return shortcuts if save_policy is None else AnyOf(save_policy, shortcuts)
     if save_policy is not None:
         return save_policy
+    if not default:
+        return None
     if monitor is None:
         return EveryEpochs(1)
     return AnyOf(EveryEpochs(1), OnImprovement(monitor, "max" if mode == "max" else "min"))

@@ -1,5 +1,6 @@
 """A CheckpointIO that understands references to checkpoints: `latest`, `best`, `step=100`, a tag, an id.
 
+`last` is Lightning's word for `latest`.
 Paths go on to the CheckpointIO that was there before. Built for a package of Lightning by `build`.
 """
 
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ckpt_core import CheckpointManager, NotFoundError, UsageError
+from ckpt_lightning.ranks import Ranks
 
 __all__ = ["ReferenceReader", "as_reference"]
 
@@ -20,7 +22,7 @@ def as_reference(path: Any) -> str | None:
     if not isinstance(text, str):
         return None
     reference = text.rpartition("@")[2]
-    if reference in ("latest", "best") or reference.startswith("step="):
+    if reference in ("latest", "best", "last") or reference.startswith("step="):
         return text
     if os.path.exists(text) or os.sep in text or "://" in text or text.endswith((".ckpt", ".pt", ".pth")):
         return None
@@ -36,6 +38,8 @@ class ReferenceReader:
         super().__init__()
         self._manager = manager
         self.inner = inner
+        self.ranks: Ranks | None = None
+        """Where several processes load in step: the first one reads for all."""
         self.ready: dict[str, dict[str, Any]] = {}
         """States that were loaded already, by reference; each is handed out once."""
 
@@ -50,13 +54,21 @@ class ReferenceReader:
             return dict(self._inner("load").load_checkpoint(path, *args, **kwargs))
         if reference in self.ready:
             return self.ready.pop(reference)
+        if self.ranks is None or self.ranks.world == 1:
+            return self._load(reference)
+        found: list[dict[str, Any]] = []
+        self.ranks.together(lambda: found.append(self._load(reference)))
+        return self.ranks.share(found[0] if found else None)  # type: ignore[no-any-return]
+
+    def _load(self, reference: str) -> dict[str, Any]:
         try:
-            state: dict[str, Any] = self.manager.load(reference)
+            state: dict[str, Any] = self.manager.load("latest" if reference == "last" else reference)
         except NotFoundError as error:
             raise NotFoundError(
                 f"{error}. There is no file {reference!r} either", kind="checkpoint"
             ) from error
-        state.pop("session", None)
+        for ours in ("session", "ranks"):
+            state.pop(ours, None)
         return state
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:

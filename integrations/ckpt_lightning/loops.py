@@ -54,7 +54,8 @@ class LoopWatch:
     """Watches the fit loop of one trainer from `install` to `remove`.
 
     `safe_point` is called with the boundary, `"batch"` or `"epoch"`, at every instant at which a resume
-    would be exact. `restore` is called once, at the boundary that was resumed, when all else is in place.
+    would be exact. After `resume`, `revive` is called with the boundary when the counters are in place and the
+    epoch is about to go on or to begin, and `restore` at that very boundary, when all else is in place.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class LoopWatch:
         *,
         resume_data: ResumeData,
         safe_point: Callable[[str], None],
+        revive: Callable[[str], None],
         restore: Callable[[], None],
     ) -> None:
         self._trainer = trainer
@@ -76,6 +78,7 @@ class LoopWatch:
             )
         self._resume_data: ResumeData = resume_data
         self._safe_point = safe_point
+        self._revive = revive
         self._restore = restore
         self._training: list[TrackedProxy] = []
         self._validation: list[TrackedProxy] = []
@@ -122,10 +125,20 @@ class LoopWatch:
             "reload_epoch": self._loop._last_train_dl_reload_epoch,
         }
 
-    def resume(self, state: Mapping[str, Any], counters: Mapping[str, Any]) -> None:
-        """Go to what `capture` gave, and to the `counters` that Lightning's fit loop had saved with it."""
-        self._pending = {**state, "counters": copy.deepcopy(dict(counters))}
-        self._pending_validation = list(state["validation"])
+    def resume(self, state: Mapping[str, Any], counters: Mapping[str, Any], *, anew: bool = False) -> None:
+        """Go to what `capture` gave, and to the `counters` that Lightning's fit loop had saved with it.
+
+        With `anew`, positions in the data are given up, and an epoch that was in its midst begins once more.
+        """
+        pending = {**state, "counters": copy.deepcopy(dict(counters))}
+        if anew:
+            if pending["boundary"] == "batch":
+                pending["boundary"] = "epoch"
+                for progress in pending["counters"]["epoch_progress"].values():
+                    progress["ready"], progress["started"] = progress["ready"] - 1, progress["started"] - 1
+            pending |= {"training": None, "validation": []}
+        self._pending = pending
+        self._pending_validation = list(pending["validation"])
 
     # -- what Lightning calls ---------------------------------------------------------------------
 
@@ -182,6 +195,7 @@ class LoopWatch:
             return
         self._put_counters(pending)
         self._resume_positions(pending)
+        self._revive(pending["boundary"])
         if pending["boundary"] == "batch":
             self._in_the_midst = True
             self._begin_in_the_midst()
@@ -222,13 +236,16 @@ class LoopWatch:
 
     def _resume_positions(self, pending: Mapping[str, Any]) -> None:
         positions = pending["training"]
+        for proxy in self._training:
+            proxy.dormant = False
+        if positions is None:
+            return
         if len(positions) != len(self._training):
             raise UsageError(
                 f"the checkpoint is of a run with {len(positions)} training loaders, here are {len(self._training)}",
                 kind="loader",
             )
         for proxy, position in zip(self._training, positions, strict=True):
-            proxy.dormant = False
             proxy.resume(position)
 
     def _put_counters(self, pending: Mapping[str, Any]) -> None:

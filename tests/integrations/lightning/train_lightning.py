@@ -1,6 +1,7 @@
 """A Lightning training on scikit-learn's digits, as one writes it, for the tests to kill.
 
-Its one argument is a JSON object of options; see `OPTIONS`. Not a test itself.
+Its one argument is a JSON object of options; see `OPTIONS`, and `contract.adapter` for what those mean that all
+scripts have. Not a test itself.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import signal
 import sys
 import warnings
@@ -23,18 +25,21 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from ckpt_core import BaseHook, HookContext, HookEvent
-from ckpt_lightning import CheckpointCallback
+from ckpt_core import CheckpointManager, StateMismatchError
+from ckpt_lightning import CheckpointCallback, load_weights
 from ckpt_torch import capture_rng
+from contract.script import hooks_of, log_to_output, series_of, store_of
 from contract.training import Report, digest, kill
 
 OPTIONS: dict[str, Any] = {
     "package": "lightning.pytorch", "store": "store", "report": "report", "die": {}, "spoil": "none",
-    "resume": "auto", "ckpt_path": None, "every": 2, "epochs": 3, "max_steps": -1, "samples": 60,
+    "experiment": "digits", "resume": "auto", "task": "train", "init_from": None, "second": None, "fault": None,
+    "on_save_error": "report", "mechanism": "ours",
+    "ckpt_path": None, "every": 2, "epochs": 3, "max_steps": -1, "samples": 60, "bare": False,
     "workers": 0, "persistent": False, "val_workers": 0, "augment": "none", "mask": False, "stream": False,
     "accumulate": 1, "val_check": 1.0, "scheduler": "none", "patience": 0, "manual": False, "two": False,
     "metrics": False, "limit": None, "monitor": None, "save_top_k": None, "handler": "none", "hparams": False,
-    "evaluate": None, "trainer": {}, "bare": False,
+    "evaluate": None, "trainer": {}, "noise": 0.01,
 }  # fmt: skip
 options: dict[str, Any] = OPTIONS | json.loads(sys.argv[1])
 pl = importlib.import_module(options["package"])
@@ -116,6 +121,8 @@ class Module(pl.LightningModule):  # type: ignore[misc, name-defined]
         report.add(
             "step", at=[self.current_epoch, batch_idx], indices=indices.tolist() + others, loss=loss.item()
         )
+        if die.get("raise_in_step") == [self.current_epoch, batch_idx]:
+            raise RuntimeError("on purpose")
         return loss
 
     def on_train_epoch_start(self) -> None:
@@ -127,7 +134,9 @@ class Module(pl.LightningModule):  # type: ignore[misc, name-defined]
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         images, labels, _ = batch
-        images = images + 0.01 * torch.randn(images.shape)
+        images = images + options["noise"] * torch.randn(images.shape)
+        if die.get("validating") == self.global_step and not self.trainer.sanity_checking:
+            kill()
         self.log("val_loss", nn.functional.cross_entropy(self.net(images), labels))
 
     def configure_optimizers(self) -> Any:
@@ -148,18 +157,32 @@ class Module(pl.LightningModule):  # type: ignore[misc, name-defined]
         }  # fmt: skip
 
 
+class Changed(Module):
+    """With another head, and its first layer by another name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.net[0] = self.net[0], nn.Identity()
+        self.net[3] = nn.Linear(32, 12)
+
+
 class Logger(pl.loggers.Logger):  # type: ignore[misc, name-defined]
     name, version = "report", 0
     batch = (-1, -1)
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        report.add("step", at=["logged", *self.batch, step, sorted(metrics)], metrics=metrics)
+        if options["mechanism"] == "ours":
+            report.add("step", at=["logged", *self.batch, step, sorted(metrics)], metrics=metrics)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         pass
 
 
 class Die(pl.Callback):  # type: ignore[misc, name-defined]
+    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+        if die.get("epoch") == trainer.current_epoch:
+            kill()
+
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         at = [trainer.current_epoch, batch_idx]
         if die.get("batch") == at:
@@ -174,44 +197,42 @@ class Die(pl.Callback):  # type: ignore[misc, name-defined]
             kill()
 
 
-class Kill(BaseHook):
-    """Ends the process as soon as a save of this step or of a later one is acknowledged."""
+class Tell(pl.Callback):  # type: ignore[misc, name-defined]
+    def __init__(self, callback: Any) -> None:
+        self.callback = callback
 
-    events = (HookEvent.AFTER_SAVE,)
+    def on_fit_start(self, trainer: Any, module: Any) -> None:
+        how = self.callback.resumption if self.callback is not None else None
+        if how is not None:
+            report.add("begin", how=how.kind, step=how.step)
 
-    def execute(self, context: HookContext) -> None:
-        if context.step is not None and context.step >= die["saved"]:
-            kill()
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        if options["mechanism"] == "native":
+            report.add("begin", how="resumed" if trainer.global_step else "fresh", step=trainer.global_step)
+        if options["init_from"]:
+            report.add("started", weights=digest(module.state_dict()))
 
 
-def spoil(callback: Any) -> None:
+def spoil() -> None:
     """Break one thing that a resume restores: what is compared afterwards must show it."""
-    from ckpt_lightning import callback as behaviour
+    from ckpt_lightning import loops, run
 
     what = options["spoil"]
     if what == "rng":
-        behaviour.restore_rng = lambda state: []
+        run.restore_rng = lambda state: []
     elif what == "logged":
-        behaviour.results.restore_logged = lambda trainer, state: None
+        run.results.restore_logged = lambda trainer, state: None
     elif what == "module":
-        behaviour.results.restore_module = lambda module, state: None
+        run.results.restore_module = lambda module, state: None
     elif what == "data":
-        behaviour.LoopWatch._resume_positions = lambda self, pending: [
+        loops.LoopWatch._resume_positions = lambda self, pending: [
             setattr(each, "dormant", False) for each in self._training
         ]
     elif what == "counters":
-        behaviour.LoopWatch._put_counters = lambda self, pending: None
+        loops.LoopWatch._put_counters = lambda self, pending: None
 
 
-def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
-    logging.getLogger(options["package"]).setLevel(logging.WARNING)
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    pl.seed_everything(1, verbose=False)
-    if options["handler"] == "python":
-        signal.signal(signal.SIGUSR1, lambda number, _: report.add("handled", signal=number))
-
+def loaders() -> tuple[Any, Any]:
     data: Any = Digits(options["samples"], options["augment"])
     loader_options: dict[str, Any] = {
         "batch_size": 8, "num_workers": options["workers"], "persistent_workers": options["persistent"],
@@ -224,52 +245,104 @@ def main() -> None:
     if options["two"]:
         others = DataLoader(Digits(26, options["augment"]), batch_size=8, shuffle=True)
         training = {"others": others, "digits": training}
-    validation = DataLoader(
-        Digits(40),
-        batch_size=20,
-        num_workers=options["val_workers"],
-        persistent_workers=options["val_workers"] > 0,
+    workers = options["val_workers"]
+    return training, DataLoader(
+        Digits(40), batch_size=20, num_workers=workers, persistent_workers=workers > 0
     )
+
+
+def own_callbacks() -> list[Any]:
+    """What saves: ours, a second one of ours, or Lightning's own."""
+    if options["mechanism"] == "native":
+        if "fsync" in die:
+            die_before_a_file_is_in_its_place(die["fsync"])
+        folder = options["store"] + "-files"
+        return [
+            pl.callbacks.ModelCheckpoint(folder, save_last=True, every_n_train_steps=options["every"]),
+        ]
+    if options["bare"]:
+        return []
     callback = CheckpointCallback(
-        options["store"], experiment="digits", every_n_train_steps=options["every"], resume=options["resume"],
-        monitor=options["monitor"], save_top_k=options["save_top_k"],
-        hooks=[Kill()] if "saved" in die else [],
+        store_of(options), experiment=options["experiment"], every_n_train_steps=options["every"],
+        resume=options["resume"], monitor=options["monitor"], save_top_k=options["save_top_k"],
+        init_from=options["init_from"], on_save_error=options["on_save_error"], hooks=hooks_of(options),
     )  # fmt: skip
-    callbacks: list[Any] = [Die()] if options["bare"] else [callback, Die()]
+    second = options["second"]
+    return [callback] if second is None else [callback, CheckpointCallback(store_of(options), **second)]
+
+
+def die_before_a_file_is_in_its_place(number: int) -> None:
+    """The files of Lightning are written beside their place first; the process ends before one is moved there."""
+    move, left = shutil.move, [number]
+
+    def moved(*places: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            kill()
+        return move(*places)
+
+    shutil.move = moved
+
+
+def changed() -> None:
+    module, store = Changed(), options["store"]
+    with CheckpointManager(store, experiment=options["experiment"], metric=options["monitor"]) as manager:
+        try:
+            load_weights(module, manager, "best")
+        except StateMismatchError as error:
+            report.add("refused", paths=list(error.paths))
+        found = load_weights(module, manager, "best", strict=False, renames={"net.0": "stem"})
+    report.add(
+        "fitted", loaded=found.loaded, missing=found.missing, unexpected=found.unexpected,
+        misshapen=found.misshapen, left_out=found.left_out,
+    )  # fmt: skip
+
+
+def main() -> None:
+    log_to_output()
+    logging.getLogger(options["package"]).setLevel(logging.WARNING)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    pl.seed_everything(1, verbose=False)
+    if options["handler"] == "python":
+        signal.signal(signal.SIGUSR1, lambda number, _: report.add("handled", signal=number))
+    if options["task"] == "changed":
+        return changed()
+
+    training, validation = loaders()
+    saving = own_callbacks()
+    ours = saving[0] if saving and options["mechanism"] == "ours" else None
+    callbacks: list[Any] = [*saving, Die(), Tell(ours)]
+    stopping = pl.callbacks.EarlyStopping("val_loss", patience=options["patience"] or 1, min_delta=0.25)
     if options["patience"]:
-        callbacks.append(pl.callbacks.EarlyStopping("val_loss", patience=options["patience"], min_delta=0.25))
+        callbacks.append(stopping)
     trainer = pl.Trainer(
         max_epochs=options["epochs"], max_steps=options["max_steps"], accelerator="cpu", logger=Logger(),
         enable_progress_bar=False, enable_model_summary=False, callbacks=callbacks, log_every_n_steps=1,
         val_check_interval=options["val_check"], accumulate_grad_batches=options["accumulate"],
         limit_train_batches=options["limit"] or 1.0, default_root_dir=options["store"] + "-root",
-        enable_checkpointing=not options["bare"], **options["trainer"],
+        enable_checkpointing=bool(saving), **options["trainer"],
     )  # fmt: skip
     module = Module(chosen=nn.ReLU())
-    spoil(callback)
+    spoil()
+    path = options["ckpt_path"]
+    if options["task"] == "evaluate":
+        found = trainer.validate(module, validation, ckpt_path="best", verbose=False)
+        return report.add("evaluated", weights=digest(module.state_dict()), value=found[0]["val_loss"])
     if options["evaluate"]:
-        getattr(trainer, options["evaluate"])(module, validation, ckpt_path=options["ckpt_path"])
+        getattr(trainer, options["evaluate"])(module, validation, ckpt_path=path)
     else:
-        trainer.fit(module, training, validation, ckpt_path=options["ckpt_path"])
-    how = callback.resumption
-    report.add("begin", how=how.kind if how else None, step=how.step if how else None)
-    if not options["bare"]:
-        report.add("series", **series_of(callback))
-    report.add(
+        trainer.fit(
+            module, training, validation, ckpt_path="last" if options["mechanism"] == "native" else path
+        )
+    if ours is not None:
+        report.add("series", points=series_of(ours.manager))
+    return report.add(
         "end", weights=digest(module.state_dict()), average=module.average.item(), steps=trainer.global_step,
         optimizer=digest([each.state_dict() for each in trainer.optimizers]), epoch=trainer.current_epoch,
         schedulers=digest([each.scheduler.state_dict() for each in trainer.lr_scheduler_configs]),
-        rng=digest(capture_rng()),
+        rng=digest(capture_rng()), stopping=digest(stopping.state_dict()),
     )  # fmt: skip
-
-
-def series_of(callback: Any) -> dict[str, Any]:
-    """The metric series as the catalog tells them, over all attempts."""
-    catalog = callback.manager.workspace.index.catalog()
-    names = catalog.metric_names("digits")
-    return {
-        name: [(each.step, each.value) for each in catalog.metric_series("digits", name)] for name in names
-    }
 
 
 main()

@@ -1,0 +1,334 @@
+"""One `trainer.fit` with the callbacks of ours that the trainer has: what is gone on from, safe points, the end.
+
+Which events lead here is `callback.py`'s; the loop's private parts are `loops.py`'s, other processes `ranks.py`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Mapping
+from typing import Any
+
+from ckpt_core import Checkpoint, Session
+from ckpt_core.session import Resumption
+from ckpt_lightning import averaging, results
+from ckpt_lightning.io import as_reference
+from ckpt_lightning.loops import LoopWatch
+from ckpt_lightning.parameters import Parameters
+from ckpt_lightning.participant import Participant
+from ckpt_lightning.parts import overlay
+from ckpt_lightning.ranks import Follower, Ranks
+from ckpt_torch.loader import ResumeData
+from ckpt_torch.objects import Gradients, mend_dtypes
+from ckpt_torch.rng import capture_rng, restore_rng
+
+__all__ = ["Run"]
+
+_log = logging.getLogger("ckpt_core.lightning")
+
+_CAPTURE = "capture"
+_OURS = "ckpt_lightning"
+"""Where in Lightning's checkpoint is what Lightning leaves out."""
+Begun = list[tuple[Any, Checkpoint | None]]
+"""How each participant's session began: the kind of its resumption, and the checkpoint."""
+
+
+class Run:
+    """One fit of one trainer. The first callback of ours makes it, all join, the last one to leave ends it.
+
+    There is one state for all of them, in Lightning's checkpoint under a name of its own.
+    """
+
+    def __init__(self, trainer: Any, ranks: Ranks, reader: Any, *, resume_data: ResumeData) -> None:
+        self.ranks = ranks
+        self._trainer = trainer
+        self._reader = reader
+        self._all: list[Participant] = []
+        self._left: list[Participant] = []
+        self._state: dict[str, Any] | None = None
+        self._loaded: Mapping[str, Any] | None = None
+        self._optimizer_states: list[Any] = []
+        self._world = ranks.world
+        self._gradients: Gradients | None = None
+        self._parameters = Parameters()
+        self._asked: dict[str, Any] = {}
+        self._watch = LoopWatch(
+            trainer,
+            resume_data=resume_data,
+            safe_point=self._safe_point,
+            revive=self._revive,
+            restore=self._restore,
+        )
+        self._watch.install()
+        self._hook_into_loading()
+
+    def join(self, participant: Participant) -> None:
+        """Another callback of the trainer."""
+        participant.open(self.ranks)
+        self._all.append(participant)
+
+    # -- what is gone on from ---------------------------------------------------------------------
+
+    def _hook_into_loading(self) -> None:
+        connector = self._trainer._checkpoint_connector
+        original = connector._restore_modules_and_callbacks
+
+        def restore(checkpoint_path: Any = None, *args: Any, **kwargs: Any) -> Any:
+            vars(connector).pop("_restore_modules_and_callbacks", None)
+            path = self._choose(checkpoint_path)
+            loaded = original(path, *args, **kwargs)
+            if path is None:
+                self._begin_with_weights()
+            return loaded
+
+        # Lightning has decided on ckpt_path before it calls any callback: this is where it begins to load.
+        connector._restore_modules_and_callbacks = restore
+
+    def _choose(self, path: Any) -> Any:
+        """What is loaded: what the user told `fit`, or else what `resume` says."""
+        name, begun = self.ranks.together(lambda: self._decide(path))
+        for participant, (kind, checkpoint) in zip(self._all, begun, strict=True):
+            participant.live.resumption = Resumption(kind, checkpoint)
+        if name is None or as_reference(name) is None:
+            return name
+        state, self._state = self.ranks.share(self._state), None
+        self._reader.ready[name] = self._own_part(state)
+        return name
+
+    def _decide(self, path: Any) -> tuple[Any, Begun]:
+        """In the first process. Its sessions' attempts begin accordingly."""
+        reference = as_reference(path) if path else None
+        chosen: Participant | None = None
+        if path and reference is None:  # somebody else's file: nothing here is continued
+            for each in self._all:
+                _session(each).resume(None)
+        elif reference is not None and (reference != "last" or self._all[0].manager.latest() is not None):
+            chosen = self._all[0]
+            step = _session(chosen).resume("latest" if reference == "last" else reference).step
+            for each in self._all[1:]:
+                _continue(each, each.newest_until(step))
+        else:
+            candidates = [(each, each.candidate()) for each in self._all]
+            there = [(each, found) for each, found in candidates if found is not None]
+            furthest = max((found[1].step for _, found in there), default=None)
+            for each, found in candidates:
+                if chosen is None and found is not None and found[1].step == furthest:
+                    chosen = each
+                    _session(each).resume(found[0])
+                else:
+                    _continue(each, found[1] if found is not None else None)
+        begun: Begun = [
+            (_session(each).resumption.kind, _session(each).resumption.checkpoint) for each in self._all
+        ]
+        if chosen is None:
+            return path if reference is None else None, begun
+        resumption = _session(chosen).resumption
+        assert resumption.checkpoint is not None
+        self._state = resumption.state
+        return f"{resumption.checkpoint.experiment}@{resumption.checkpoint.id}", begun
+
+    def _begin_with_weights(self) -> None:
+        """Other weights than the program gave, where a callback was told so. They are the first process's to load:
+        DDP gives them to the others."""
+        module = self._trainer.lightning_module
+        if self.ranks.together(lambda: any(each.begins_with_weights(module) for each in self._all)):
+            averaging.begin_with(self._trainer, module)
+
+    def _own_part(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The state as it was in this process."""
+        apart = state.pop("ranks", {"world": 1, "parts": [[]]})
+        self._world = apart["world"]
+        if self.ranks.rank < self._world:
+            overlay(state, apart["parts"][self.ranks.rank])
+        return state
+
+    # -- what Lightning loads ---------------------------------------------------------------------
+
+    def load(self, checkpoint: Mapping[str, Any]) -> None:
+        """The loop goes to where the checkpoint was made."""
+        mine = checkpoint.get(_OURS)
+        if mine and self._loaded is None:
+            self._loaded = mine
+            anew = self._world != self.ranks.world
+            if anew:
+                self._tell_of_change(mine["loop"]["boundary"] == "batch")
+            self._watch.resume(mine["loop"], checkpoint["loops"]["fit_loop"], anew=anew)
+            self._optimizer_states = checkpoint.get("optimizer_states", [])
+
+    def settle(self) -> None:
+        """Nothing is trained that was complete, unless there is more to do now.
+
+        Every callback has had its say of the limits by now: averaging may add an epoch, and takes it back.
+        """
+        if self._asked:
+            return
+        self._asked = {"max_epochs": self._trainer.max_epochs, "max_steps": self._trainer.max_steps}
+        complete = [each for each in self._all if each.live.resumption.kind == "complete"]
+        if not complete or self._loaded is None:
+            return
+        before = self._loaded["asked"]
+        if not all(_no_more(now, before[limit]) for limit, now in self._asked.items()):
+            return
+        complete[0].live.nothing_to_do()
+        self._trainer.should_stop = True  # it may have been stopped early, before its limits
+        results.restore_module(self._trainer.lightning_module, self._loaded["module"])
+        restore_rng(self._loaded["rng"])
+
+    def begin(self) -> None:
+        """Training begins, or goes on."""
+        trainer = self._trainer
+        if self._gradients is not None:
+            return
+        for optimizer, state in zip(trainer.optimizers, self._optimizer_states, strict=False):
+            mend_dtypes(optimizer, state)
+        self._optimizer_states = []
+        self._gradients = Gradients(
+            {"module": trainer.lightning_module, "optimizers": list(trainer.optimizers)}
+        )
+
+    @property
+    def trains(self) -> bool:
+        """Whether training has begun."""
+        return self._gradients is not None
+
+    def begin_iteration(self) -> None:
+        """A batch is about to be trained on."""
+        if self._gradients is not None:
+            self._gradients.begin_iteration()
+
+    # -- safe points ------------------------------------------------------------------------------
+
+    def _safe_point(self, boundary: str) -> None:
+        if self._gradients is None:
+            return
+        for each in reversed(self._all):  # the last one has the first say of a signal, and passes it on
+            self._save_if_due(each, boundary)
+
+    def _save_if_due(self, participant: Participant, boundary: str) -> None:
+        session, trainer = participant.live, self._trainer
+        due, received = self.ranks.agree(session.due, session.preempted)
+        if not due and received is None:
+            return
+        self._act(
+            participant,
+            lambda own: own.safe_point(
+                trainer.global_step, trainer.current_epoch, lambda: self._capture(boundary)
+            ),
+            received,
+        )
+
+    def finish(self, participant: Participant) -> None:
+        """The last save; everything is durable when this returns."""
+        trainer = self._trainer
+        _, received = self.ranks.agree(False, participant.live.preempted)
+        self._act(
+            participant,
+            lambda own: own.finish(trainer.global_step, trainer.current_epoch, lambda: self._capture("end")),
+            received,
+        )
+
+    def _act(self, participant: Participant, act: Any, received: Any) -> None:
+        """The first process has its session do something; the others give their parts of what is saved."""
+        session = participant.live
+        if isinstance(session, Follower):
+            self.ranks.together(lambda: None, {**session.answers, _CAPTURE: self._contribute})
+            return
+
+        def lead() -> None:
+            if received is not None and session.preempted is None:  # it came to another process
+                signal.raise_signal(received)
+            act(session)
+
+        self.ranks.together(lead)
+
+    def _capture(self, boundary: str) -> dict[str, Any]:
+        self.ranks.tell(_CAPTURE, boundary)
+        return self._contribute(boundary)
+
+    def _contribute(self, boundary: str) -> dict[str, Any]:
+        alike = {name for name, _ in self._trainer.lightning_module.named_parameters()}
+        return self.ranks.join(lambda: self._dump(boundary), alike)
+
+    def _dump(self, boundary: str) -> dict[str, Any]:
+        assert self._gradients is not None
+        trainer = self._trainer
+        ours = {
+            "loop": self._watch.capture(boundary),
+            "rng": capture_rng(),
+            "logged": results.capture_logged(trainer),
+            "module": results.capture_module(trainer.lightning_module),
+            "gradients": self._gradients.capture(),
+            "averaging": averaging.capture(trainer),
+            "asked": self._asked,
+        }
+        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        return {**self._parameters.storable(checkpoint), _OURS: ours}
+
+    # -- the boundary that was resumed ------------------------------------------------------------
+
+    def _revive(self, boundary: str) -> None:
+        revive = averaging.revive_in_the_midst if boundary == "batch" else averaging.revive
+        revive(self._trainer, self._trainer.lightning_module)
+
+    def _restore(self) -> None:
+        """What Lightning's own restoring leaves out or disturbs."""
+        state, self._loaded = self._loaded, None
+        assert state is not None and self._gradients is not None
+        averaging.restore(self._trainer, state.get("averaging", {}))
+        if self.ranks.rank >= self._world:
+            return
+        results.restore_logged(self._trainer, state["logged"])
+        results.restore_module(self._trainer.lightning_module, state["module"])
+        if self._world == self.ranks.world:
+            self._gradients.restore(state["gradients"])
+        for missing in restore_rng(state["rng"]):
+            _log.warning("%s is in the checkpoint, but cannot be restored here", missing)
+
+    def _tell_of_change(self, in_the_midst: bool) -> None:
+        anew = "; the epoch begins anew, and samples that were seen in it come again" if in_the_midst else ""
+        _log.warning(
+            "the checkpoint was made by a training in %d processes, and this one has %d: weights, optimizer and "
+            "counters go on exactly; positions in the data are given up%s; processes that are new have random "
+            "states of their own", self._world, self.ranks.world, anew,
+        )  # fmt: skip
+
+    # -- the end ----------------------------------------------------------------------------------
+
+    def fail(self, participant: Participant, error: BaseException) -> None:
+        """Training ended by an exception: what is being written becomes durable."""
+        if self._gradients is not None and isinstance(participant.session, Session):
+            participant.session.fail(error, self._trainer.global_step, self._trainer.current_epoch)
+
+    def leave(self, participant: Participant) -> None:
+        """A callback's part is over. The last one leaves the trainer as it was."""
+        if participant not in self._left:
+            self._left.append(participant)
+        if len(self._left) < len(self._all):
+            return
+        vars(self._trainer._checkpoint_connector).pop("_restore_modules_and_callbacks", None)
+        self._watch.remove()
+        if self._gradients is not None:
+            self._gradients.close()
+        self._loaded = self._state = None
+        for each in reversed(self._all):  # signal handlers come off in the reverse order
+            each.close()
+        self.ranks.close()
+
+
+def _session(participant: Participant) -> Session:
+    assert isinstance(participant.session, Session)
+    return participant.session
+
+
+def _continue(participant: Participant, checkpoint: Checkpoint | None) -> None:
+    """The attempt of a callback whose own checkpoint is not what is loaded."""
+    if checkpoint is None:
+        _session(participant).resume(None)
+    else:
+        _session(participant).resumed(checkpoint, {})
+
+
+def _no_more(now: int | None, then: int | None) -> bool:
+    """Whether a limit asks for no more than an earlier one did; None and -1 are no limit."""
+    return then in (None, -1) or (now not in (None, -1) and now <= then)
