@@ -61,11 +61,11 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(weights)
 
     def collate(rows: list[dict[str, str]]) -> dict[str, Any]:
-        how = {"padding": True, "truncation": True, "max_length": 32, "return_tensors": "pt"}
+        how = {"padding": True, "truncation": True, "max_length": 24, "return_tensors": "pt"}
         return {part: dict(tokenizer([row[part] for row in rows], **how)) for part in ("name", "says")}
 
     arguments = TrainingArguments(
-        output_dir=f"{options.store}-output", max_steps=options.steps, per_device_train_batch_size=16,
+        output_dir=f"{options.store}-output", max_steps=options.steps, per_device_train_batch_size=8,
         learning_rate=2e-5, save_steps=4, save_total_limit=2, logging_steps=2, report_to="none",
         remove_unused_columns=False, disable_tqdm=True, dataloader_pin_memory=False,
     )  # fmt: skip
