@@ -1,4 +1,4 @@
-"""Writing one new file past the page cache: whole aligned blocks, a few of them at a time, by threads of their own.
+"""Files past the page cache: written in whole aligned blocks, a few at a time, by threads of their own; and read.
 
 What the system refuses it refuses at once, and then the file is written the ordinary way. Which files are
 worth it is `files`' to say.
@@ -13,13 +13,13 @@ import mmap
 import os
 import threading
 from queue import SimpleQueue
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
 from ckpt_core.model import Buffer
 
-__all__ = ["ALIGN", "BlockPool", "BlockStream", "go_cached", "go_direct"]
+__all__ = ["ALIGN", "BlockPool", "BlockStream", "DirectReads", "go_cached", "go_direct"]
 
 ALIGN = 4096
 """Offsets, lengths and addresses of direct writes are multiples of it: no disk wants more."""
@@ -227,8 +227,85 @@ class _Span:
             return np.empty(0, np.uint8)
         memory = (ctypes.c_uint8 * length).from_address(begin)
         memory.given = given  # type: ignore[attr-defined] # what the bytes belong to, for as long as they are used
-        return np.frombuffer(memory, np.uint8)
+        return np.frombuffer(memoryview(memory), np.uint8)
 
 
 def _address(source: Buffer) -> int:
     return int(source.__array_interface__["data"][0])
+
+
+class DirectReads:
+    """Reads of one file past the page cache, into any memory. For several threads at once; `close` it."""
+
+    def __init__(self, fd: int, pool: BlockPool) -> None:
+        self._fd = fd
+        self._pool = pool
+
+    @classmethod
+    def of(cls, fd: int, pool: BlockPool) -> Self | None:
+        """Of a file that is open for ordinary reads; None where its file system knows no such thing."""
+        flag = getattr(os, "O_DIRECT", 0)
+        try:
+            return (
+                cls(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC | flag), pool) if flag else None
+            )
+        except OSError as error:
+            if error.errno not in (*_REFUSALS, errno.ENOENT, errno.ELOOP, errno.EMFILE, errno.ENFILE):
+                raise
+            return None
+
+    def read_into(self, offset: int, out: Buffer) -> int:
+        """Fills `out` from `offset`; returns the bytes read, fewer only at the end of the file.
+
+        Memory that begins at the same place of a page as the offset is read into as it is; other memory
+        through a block.
+        """
+        if (_address(out) - offset) % ALIGN == 0:
+            head = min(-offset % ALIGN, out.nbytes)
+            pages = (out.nbytes - head) // ALIGN * ALIGN
+            if pages >= ALIGN << 4:
+                return self._in_parts(offset, (out[:head], out[head : head + pages], out[head + pages :]))
+        return self._through_block(offset, out)
+
+    def close(self) -> None:
+        """Closes the file."""
+        os.close(self._fd)
+
+    def _in_parts(self, offset: int, parts: tuple[Buffer, Buffer, Buffer]) -> int:
+        done = 0
+        for number, part in enumerate(parts):
+            read = self._through_block if number != 1 else self._straight
+            count = read(offset + done, part) if part.nbytes else 0
+            done += count
+            if count < part.nbytes:
+                break
+        return done
+
+    def _straight(self, offset: int, out: Buffer) -> int:
+        done = 0
+        while done < out.nbytes:
+            count = os.preadv(self._fd, [out[done:].data], offset + done)
+            done += count
+            if count == 0 or count % ALIGN:  # the end of the file
+                break
+        return done
+
+    def _through_block(self, offset: int, out: Buffer) -> int:
+        block = self._pool.acquire()
+        try:
+            done = 0
+            while done < out.nbytes:
+                begin = (offset + done) // ALIGN * ALIGN
+                skip = offset + done - begin
+                wanted = min(-(-(skip + out.nbytes - done) // ALIGN) * ALIGN, BLOCK)
+                count = self._straight(begin, block[:wanted]) - skip
+                if count <= 0:
+                    break
+                part = min(count, out.nbytes - done)
+                np.copyto(out[done : done + part], block[skip : skip + part])
+                done += part
+                if count + skip < wanted:
+                    break
+            return done
+        finally:
+            self._pool.release(block)

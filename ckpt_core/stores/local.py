@@ -69,7 +69,11 @@ class LocalStore(Store):
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
                 raise StoreError(f"{self.root / key} is not a regular file", kind="not-a-file", key=key)
-            yield FileReader(self.root / key, key, fd, status.st_size)
+            reader = FileReader(self.root / key, key, fd, status.st_size, self._blocks)
+            try:
+                yield reader
+            finally:
+                reader.close()
         finally:
             os.close(fd)
 
