@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 from ckpt_jax.checkpointer import JaxCheckpointer
 from ckpt_jax.loading import load
 from ckpt_jax.pytrees import as_state
+from ckpt_jax.weights import WeightsReport, load_weights
 
 if TYPE_CHECKING:
     from ckpt_jax.orbax_handler import OrbaxHandler as OrbaxHandler
 
-__all__ = ["JaxCheckpointer", "OrbaxHandler", "as_state", "load"]
+__all__ = ["JaxCheckpointer", "OrbaxHandler", "WeightsReport", "as_state", "load", "load_weights"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,7 @@ adapters is `ckpt_core.session`'s; what pytrees and data become, `pytrees.py`'s 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from functools import partial
@@ -15,7 +16,8 @@ from typing import Any, Self, TypeVar
 
 import jax
 
-from ckpt_core import AnyOf, BaseHook, CheckpointManager, Session, UsageError
+from ckpt_core import AnyOf, BaseHook, CheckpointManager, SaveFailedError, Session, UsageError
+from ckpt_core.opening import ManagerSource
 from ckpt_core.policies import RetentionPolicy, SavePolicy, SavePolicyHook, save_policy_from
 from ckpt_core.preemption import PREEMPTION_SIGNALS
 from ckpt_core.session import Resumption
@@ -25,6 +27,7 @@ from ckpt_jax.loading import Reading, read
 from ckpt_jax.position import Position
 from ckpt_jax.pytrees import as_state
 from ckpt_jax.shards import prefetch
+from ckpt_jax.weights import Renames, part_of, with_weights
 
 __all__ = ["JaxCheckpointer"]
 
@@ -47,11 +50,14 @@ class JaxCheckpointer:
     nnx objects in it or not. `data`: the training data, one iterable or a dict of them. `extras`: a dict of
     plain values that the loop changes (the best loss, an early-stopping count), restored in place.
 
-    `root`, `experiment`, `catalog`, `metric`, `mode`, `retention`, `hooks`, `max_pending`, `on_busy` are
-    those of `CheckpointManager`; or give a `manager` that is there. `save_policy`, `every_n_steps`,
-    `every_n_epochs` and `every_minutes` say when to save; whatever they say, the end is saved. `resume`:
-    `"auto"` (the newest checkpoint, if any), None (a new attempt) or a reference. `signals` are those after
-    which it saves and then lets the earlier handler go on.
+    `root`, `experiment`, `catalog`, `metric`, `mode`, `retention`, `hooks`, `max_pending`, `on_busy`,
+    `on_save_error` are those of `CheckpointManager`; or give a `manager` that is there. `save_policy`,
+    `every_n_steps`, `every_n_epochs` and `every_minutes` say when to save; whatever they say, the end is
+    saved. `resume`: `"auto"` (the newest checkpoint, if any), None (a new attempt) or a reference.
+    `init_from`: a reference whose weights a training starts with that has nothing to resume, with `strict`
+    and `renames` as in `load_weights`; `weights` is the path of the weights in the state, which goes without
+    saying where it is `params` or `model`, or the first of a tuple. `signals` are those after which it saves
+    and then lets the earlier handler go on.
     """
 
     def __init__(
@@ -69,12 +75,17 @@ class JaxCheckpointer:
         retention: Sequence[RetentionPolicy] = (),
         hooks: Iterable[BaseHook] = (),
         resume: str | None = "auto",
+        init_from: str | None = None,
+        weights: str | None = None,
+        strict: bool = True,
+        renames: Renames | None = None,
         signals: Iterable[Signals] = PREEMPTION_SIGNALS,
         catalog: str | None = None,
         metric: str | None = None,
         mode: Any = None,
         max_pending: int | None = None,
         on_busy: Any = None,
+        on_save_error: Any = None,
     ) -> None:
         if jax.process_count() > 1:
             raise UsageError(
@@ -85,16 +96,18 @@ class JaxCheckpointer:
         self.extras: MutableMapping[str, Any] = {} if extras is None else extras
         self._at = Position(data)
         policy = save_policy_from(every_n_steps, every_n_epochs, every_minutes)
-        options: dict[str, Any] = {
-            "catalog": catalog, "metric": metric, "mode": mode, "max_pending": max_pending, "on_busy": on_busy,
-            "retention": tuple(retention), "hooks": tuple(hooks),
-        }  # fmt: skip
-        self._owned, self.manager = _manager(root, experiment, manager, options)
+        self._source = ManagerSource(
+            root, experiment, manager, call="JaxCheckpointer", catalog=catalog, metric=metric, mode=mode,
+            max_pending=max_pending, on_busy=on_busy, on_save_error=on_save_error,
+            retention=tuple(retention), hooks=tuple(hooks),
+        )  # fmt: skip
+        self.manager = self._source.manager
         self.manager.hooks.register_hook(
             SavePolicyHook(AnyOf(save_policy, policy) if save_policy else policy)
         )
         self.session = Session(self.manager, signals=signals)
         self._resume = resume
+        self._init = (init_from, weights, strict, renames)
         self._state: Any = _NEVER
         self._asked: dict[str, int] = {}
         self._asked_before: dict[str, int] = {}
@@ -117,6 +130,7 @@ class JaxCheckpointer:
             raise UsageError("restore() was called already: once, before the loop", kind="order")
         if self._resume is None or (self._resume == "auto" and self.manager.latest() is None):
             self.session.resume(self._resume)
+            state = self._initialised(state)
         else:
             reference = "latest" if self._resume == "auto" else self._resume
             checkpoint, state, own = read(self.manager, reference, lambda r: _everything(r, state))
@@ -141,8 +155,9 @@ class JaxCheckpointer:
                 self.session.fail(error, self.global_step, self.epoch, self._capture_last)
         finally:
             self.session.close()
-            if self._owned:
-                self.manager.close()
+            # What ended the loop says more than the saves that have failed in it.
+            with contextlib.suppress(*([SaveFailedError] if error is not None else [])):
+                self._source.close()
 
     @property
     def resumption(self) -> Resumption:
@@ -320,6 +335,14 @@ class JaxCheckpointer:
         asked = self._asked_before | self._asked
         return {"state": state, "weak": weak, "asked": asked, **moment}
 
+    def _initialised(self, state: T) -> T:
+        """The state that a training starts with that has nothing to resume."""
+        reference, part, strict, renames = self._init
+        if reference is None:
+            return state
+        part = part_of(state) if part is None else part
+        return with_weights(state, part, self.manager, reference, strict=strict, renames=renames)
+
     def _complete(self, what: str, total: int) -> bool:
         self._check_restored()
         self._asked[what] = total
@@ -347,24 +370,3 @@ def _everything(reading: Reading, like: Any) -> tuple[Any, Any, dict[str, Any]]:
             kind="reference",
         )
     return reading.checkpoint, reading.pytree("state", like, own["weak"]), own
-
-
-def _manager(
-    root: Any, experiment: str | None, manager: CheckpointManager | None, options: Mapping[str, Any]
-) -> tuple[bool, CheckpointManager]:
-    """Whether the manager is our own, and the manager."""
-    given = {name: value for name, value in options.items() if value not in (None, ())}
-    if manager is not None:
-        extra = [
-            *(["root"] if root is not None else []),
-            *(["experiment"] if experiment is not None else []),
-            *given,
-        ]
-        if extra:
-            raise UsageError(
-                f"with manager=, these are the manager's to say: {', '.join(extra)}", kind="manager"
-            )
-        return False, manager
-    if root is None or experiment is None:
-        raise UsageError('say where to save: JaxCheckpointer("checkpoints", experiment="...")', kind="root")
-    return True, CheckpointManager(root, experiment=experiment, **given)

@@ -36,7 +36,7 @@ from ckpt_jax.codec import exact, is_key, to_dtype
 from ckpt_jax.pytrees import as_state, fill
 from ckpt_jax.shards import Box, HostArray, place
 
-__all__ = ["Reading", "load", "read"]
+__all__ = ["Reading", "finished", "load", "read"]
 
 _log = logging.getLogger("ckpt_core.jax")
 _THREADS = max(1, min(8, os.cpu_count() or 1))
@@ -122,11 +122,20 @@ class Reading:
         `weak`: the paths of the arrays that were of a weak type, as Python's numbers are to JAX; None where
         only `like` can tell. Raises StateMismatchError, NotFoundError.
         """
-        node, steps = self._node(path)
+        node, steps = self.node(path), _steps(path)
         template = as_state(like, self._adapted(node))
         for step in reversed(steps):
             node, template = {step: node}, {step: template}
         wanted = wanted_tensors(node, template, registry, _EVERYTHING, plain=False)
+        found = dict(zip([(i, id(to)) for i, to in wanted], self.arrays(wanted), strict=True))
+        state = rebuild_like(node, template, lambda index, to: found[index, id(to)], registry)
+        for step in steps:
+            state = state[step]
+        return fill(like, state, _Finish(weak), path or None)
+
+    def arrays(self, wanted: Sequence[tuple[int, Any]]) -> list[Any]:
+        """Tensors by index, each in the dtype and sharding of the array or struct beside it; where that is
+        None, as it was saved. Those that are asked for twice are read once. Raises StateMismatchError."""
         self._check(wanted)
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="ckpt-read") as pool:
             jobs: dict[tuple[int, int], Future[Any]] = {}
@@ -134,18 +143,15 @@ class Reading:
                 if (index, id(target)) not in jobs:
                     jobs[index, id(target)] = pool.submit(self._value, index, target)
             try:
-                state = rebuild_like(node, template, lambda i, to: jobs[i, id(to)].result(), registry)
+                return [jobs[index, id(target)].result() for index, target in wanted]
             finally:
                 for job in jobs.values():
                     job.cancel()
-        for step in steps:
-            state = state[step]
-        return fill(like, state, _Finish(weak), path or None)
 
-    def _node(self, path: str) -> tuple[Any, list[str]]:
-        """The node at a path, and the keys that lead to it."""
+    def node(self, path: str) -> Any:
+        """The node of the tree at a path. Raises NotFoundError."""
         node, here = self._tree, None
-        steps = [step for step in path.split("/") if step]
+        steps = _steps(path)
         for number in range(len(steps)):
             here = "/".join(steps[: number + 1])
             below = dict(children(node, here.rpartition("/")[0] or None) or ())
@@ -155,7 +161,7 @@ class Reading:
                     f"the checkpoint has no {here!r}; there is {known}", kind="path", path=path
                 )
             node = below[here]
-        return node, steps
+        return node
 
     def _adapted(self, node: Any) -> Callable[[str | None, Any], Any]:
         """What a leaf of `like` must be for the engine to compare it: a number may have become an array.
@@ -168,7 +174,7 @@ class Reading:
             there = saved.get(path or "")
             index = there.get("$tensor") if isinstance(there, dict) else None
             if index is not None and isinstance(leaf, (bool, int, float, complex)):
-                spec = self._spec(index)
+                spec = self.spec(index)
                 return leaf if spec.shape else _Struct(spec.shape, dtypes.numpy_dtype(spec.dtype))
             scalar = (
                 isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)) and not leaf.shape and not is_key(leaf)
@@ -182,7 +188,7 @@ class Reading:
         for index, target in wanted:
             if target is None:
                 continue
-            saved, shape, dtype = self._spec(index), tuple(target.shape), np.dtype(target.dtype)
+            saved, shape, dtype = self.spec(index), tuple(target.shape), np.dtype(target.dtype)
             name = dtypes.name_of_numpy(dtype)
             if saved.shape != shape:
                 has = f"saved with shape {list(saved.shape)}, like= has {list(shape)}"
@@ -194,7 +200,8 @@ class Reading:
         if differences:
             raise mismatch(differences, kind="tensors")
 
-    def _spec(self, index: int) -> TensorSpec:
+    def spec(self, index: int) -> TensorSpec:
+        """Element type and shape of a tensor."""
         record = self._reader.manifest.tensors[index]
         return TensorSpec(record.dtype, tuple(record.shape))
 
@@ -204,7 +211,7 @@ class Reading:
         if target is None:
             host = np.ascontiguousarray(tensor.read())
             kind = self._reader.manifest.tensors[index].kind
-            return registry.tensor_named(kind).wrap(self._spec(index), host.reshape(-1).view(np.uint8))
+            return registry.tensor_named(kind).wrap(self.spec(index), host.reshape(-1).view(np.uint8))
         try:
             if isinstance(target, np.ndarray):
                 return to_dtype(np.asarray(tensor.read()), target.dtype)
@@ -229,6 +236,15 @@ class _Rows:
             self._rows = None  # let go of the old ones before the new ones are there
             self._rows = box[0], to_dtype(np.asarray(self._tensor[slice(*box[0])]), self._dtype)
         return self._rows[1][(slice(None), *(slice(*ends) for ends in box[1:]))]
+
+
+def _steps(path: str) -> list[str]:
+    return [step for step in path.split("/") if step]
+
+
+def finished(like: Any, value: Any) -> Any:
+    """A loaded array with what neither bytes nor dtype can say, from the one that it takes the place of."""
+    return _Finish(None)(None, like, value)
 
 
 class _Finish:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from ckpt_core.fitting import WeightsReport
 from ckpt_transformers.callback import CheckpointCallback
-from ckpt_transformers.fitting import WeightsReport, load_weights
 from ckpt_transformers.folder import materialize
 from ckpt_transformers.ingestion import ingest
+from ckpt_transformers.weights import load_weights
 
 __all__ = ["CheckpointCallback", "WeightsReport", "ingest", "load_weights", "materialize"]

@@ -14,17 +14,18 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from ckpt_core import BaseHook, Checkpoint, CheckpointManager, MissingExtraError, UsageError
+from ckpt_core.fitting import Renames, WeightsReport
 from ckpt_core.policies import RetentionPolicy, SavePolicy
 from ckpt_core.preemption import PREEMPTION_SIGNALS
 from ckpt_core.session import Resumption
 from ckpt_torch.loader import ResumeData
 from ckpt_transformers import dialect
-from ckpt_transformers.fitting import Renames, WeightsReport, load_weights
 from ckpt_transformers.folder import materialize
 from ckpt_transformers.ingestion import ingest
 from ckpt_transformers.participant import Participant
 from ckpt_transformers.training import Training, whole_model
 from ckpt_transformers.watch import LoopWatch
+from ckpt_transformers.weights import load_weights
 
 if TYPE_CHECKING:
 
@@ -46,8 +47,8 @@ class CheckpointCallback(TrainerCallback):
         trainer = Trainer(..., callbacks=[CheckpointCallback("checkpoints", experiment="minilm")])
         trainer.train()
 
-    `root`, `experiment`, `catalog`, `retention`, `hooks`, `max_pending`, `on_busy` are those of
-    `CheckpointManager`; or give a `manager` that is there. When to save, what is best and how many to keep is
+    `root`, `experiment`, `catalog`, `retention`, `hooks`, `max_pending`, `on_busy`, `on_save_error` are those
+    of `CheckpointManager`; or give a `manager` that is there. When to save, what is best and how many to keep is
     read from TrainingArguments: `save_strategy`, `save_steps`, `save_total_limit`, `save_only_model`,
     `metric_for_best_model`, `greater_is_better`, `load_best_model_at_end`; what is given here goes before it.
     `every_n_steps`, `every_n_epochs`, `every_minutes`, `save_policy` stand in the place of `save_strategy`.
@@ -63,7 +64,7 @@ class CheckpointCallback(TrainerCallback):
 
     def __init__(
         self,
-        root: str | os.PathLike[str] | None = None,
+        root: str | os.PathLike[str] | Any = None,
         *,
         experiment: str | None = None,
         manager: CheckpointManager | None = None,
@@ -90,8 +91,9 @@ class CheckpointCallback(TrainerCallback):
         ingest: bool = False,
         signals: Iterable[Signals] = PREEMPTION_SIGNALS,
         catalog: str | None = None,
-        max_pending: int = 1,
-        on_busy: Any = "wait",
+        max_pending: int | None = None,
+        on_busy: Any = None,
+        on_save_error: Any = None,
     ) -> None:
         greater = None if mode is None else mode == "max"
         said = {
@@ -102,27 +104,16 @@ class CheckpointCallback(TrainerCallback):
             "load_best_model_at_end": load_best_model_at_end,
         }  # fmt: skip
         policy = dialect.policy_of(save_policy, every_n_steps, every_n_epochs, every_minutes)
-        if manager is not None:
-            theirs = (root, experiment, save_total_limit, retention or None, hooks or None)
-            if any(each is not None for each in theirs):
-                raise UsageError(
-                    "with manager=, root, experiment, retention, save_total_limit and hooks are the manager's to say",
-                    kind="manager",
-                )
-        elif root is None or experiment is None:
-            raise UsageError(
-                'say where to save: CheckpointCallback("checkpoints", experiment="...")', kind="root"
-            )
         if ingest and policy is not None:
             raise UsageError(
                 "with ingest=True it is Trainer that saves, and its arguments say when", kind="ingest"
             )
         options: dict[str, Any] = {
-            "root": root, "experiment": experiment, "hooks": tuple(hooks), "catalog": catalog,
-            "max_pending": max_pending, "on_busy": on_busy,
+            "metric": metric, "mode": mode, "retention": tuple(retention), "hooks": tuple(hooks), "catalog": catalog,
+            "max_pending": max_pending, "on_busy": on_busy, "on_save_error": on_save_error,
         }  # fmt: skip
         self.participant = Participant(
-            manager=manager, options=options, retention=retention, said=dialect.completed(said), policy=policy,
+            where=(root, experiment, manager), options=options, said=dialect.completed(said), policy=policy,
             resume=resume, resume_data=resume_data, init=(init_from, strict, renames), ingests=ingest,
             signals=signals,
         )  # fmt: skip

@@ -19,16 +19,7 @@ Position = dict[str, Any]
 
 
 class TrackedProxy(TrackedLoader):
-    """A tracked loader that passes for the loader itself, also with `isinstance`.
-
-    It knows besides what generators of the dataset's or the collate function's own were like before the batch
-    that is held in advance was fetched.
-    """
-
-    def __init__(self, loader: Any, **options: Any) -> None:
-        super().__init__(loader, **options)
-        self._before_last: dict[str, Any] = {}
-        self._to_put_back: tuple[int, Mapping[str, Any]] | None = None
+    """A tracked loader that passes for the loader itself, also with `isinstance`."""
 
     def __getattr__(self, name: str) -> Any:
         if name == "loader":  # while it is copied, before there is one
@@ -38,23 +29,6 @@ class TrackedProxy(TrackedLoader):
     @property  # type: ignore[misc]
     def __class__(self) -> type:
         return type(self.loader)
-
-    def position(self, *, ahead: int = 0, between: bool = False) -> Position:
-        position = super().position(ahead=ahead, between=between)
-        return position | {"before_ahead": self._before_last} if ahead else position
-
-    def resume(self, position: Mapping[str, Any]) -> None:
-        super().resume(position)
-        if "before_ahead" in position:
-            self._to_put_back = (position["delivered"], position["before_ahead"])
-
-    def fetch(self, iterator: Iterator[Any]) -> Any:
-        if self._to_put_back is not None and self._to_put_back[0] == self.delivered:
-            self._memory.write({"generators": self._to_put_back[1]})
-            self._to_put_back = None
-        if self.lookahead:
-            self._before_last = self._memory.read()["generators"]
-        return super().fetch(iterator)
 
 
 class TrainingData:

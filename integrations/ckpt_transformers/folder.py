@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 
 from ckpt_core import CheckpointManager, UsageError
 from ckpt_torch.rng import read_generator, write_generator
-from ckpt_transformers.fitting import is_peft
 from ckpt_transformers.state import log_history
+from ckpt_transformers.weights import is_peft
 
 __all__ = ["from_native_rng", "is_weights", "materialize", "small_files", "to_native_rng"]
 

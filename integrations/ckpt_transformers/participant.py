@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from signal import Signals
 from typing import Any, NamedTuple
 
-from ckpt_core import CheckpointManager, NotFoundError, Session
-from ckpt_core.policies import RetentionPolicy, SavePolicy, SavePolicyHook
+from ckpt_core import CheckpointManager, NotFoundError, SaveFailedError, Session
+from ckpt_core.fitting import Renames
+from ckpt_core.opening import ManagerSource
+from ckpt_core.policies import SavePolicy, SavePolicyHook
 from ckpt_torch.loader import ResumeData
 from ckpt_transformers import dialect
-from ckpt_transformers.fitting import Renames, load_weights
 from ckpt_transformers.folder import small_files
 from ckpt_transformers.ingestion import read_folder
 from ckpt_transformers.watch import LoopWatch
+from ckpt_transformers.weights import load_weights
 
 __all__ = ["Beginning", "Participant"]
 
@@ -36,17 +38,16 @@ class Beginning(NamedTuple):
 class Participant:
     """One callback's part in the trainings of its trainer.
 
-    `said`: what the callback was told in the words of TrainingArguments. `options`: those of a manager to open,
-    where none was given. `policy`: when to save, if it is not for the arguments to say. `init`: the reference
-    whose weights to start with, with `strict` and `renames`.
+    `where`: root, experiment, manager; with `options`, those of a manager to open. `said`: what the callback was
+    told in the words of TrainingArguments. `policy`: when to save, if it is not for the arguments to say. `init`:
+    the reference whose weights to start with, with `strict` and `renames`.
     """
 
     def __init__(
         self,
         *,
-        manager: CheckpointManager | None,
+        where: tuple[Any, str | None, CheckpointManager | None],
         options: Mapping[str, Any],
-        retention: Sequence[RetentionPolicy],
         said: Mapping[str, Any],
         policy: SavePolicy | None,
         resume: str | None,
@@ -59,9 +60,8 @@ class Participant:
         self.session: Session | None = None
         self.resume_data: ResumeData = resume_data
         self.ingests = ingests
-        self._given = self._manager = manager
+        self._where = where
         self._options = dict(options)
-        self._retention = tuple(retention)
         self._said = dict(said)
         self._policy = policy
         self._resume = resume
@@ -70,29 +70,37 @@ class Participant:
         self._hook: SavePolicyHook | None = None
         self._files: dict[str, bytes] = {}
         self._folder: tuple[int, str] | None = None
+        self._source = self._source_for(None)
 
     # -- what it is made of -----------------------------------------------------------------------
 
     @property
     def manager(self) -> CheckpointManager:
         """The manager, opened when it is first needed."""
-        if self._manager is None:
-            args = getattr(self.trainer, "args", None)
-            metric, mode = dialect.metric_of(args, self._said)
-            limit = self._said.get("save_total_limit", getattr(args, "save_total_limit", None))
-            kept = dialect.retention_of(None if self.ingests else limit, self._retention)
-            self._manager = CheckpointManager(metric=metric, mode=mode, retention=kept, **self._options)
-        return self._manager
+        return self._source.manager
 
     def attach(self, trainer: Any) -> None:
         """The trainer is known, and with it the arguments, by which a manager is opened."""
         self.trainer = trainer
-        self._close_own()
+        self._source.close()
+        self._source = self._source_for(trainer.args)
+
+    def _source_for(self, args: Any) -> ManagerSource:
+        options, (root, experiment, manager) = self._options, self._where
+        if manager is None:
+            metric, mode = dialect.metric_of(args, self._said)
+            limit = self._said.get("save_total_limit", getattr(args, "save_total_limit", None))
+            kept = dialect.retention_of(None if self.ingests else limit, options["retention"])
+            options = {**options, "metric": metric, "mode": mode, "retention": kept}
+        elif "save_total_limit" in self._said:
+            options = {**options, "save_total_limit": self._said["save_total_limit"]}
+        return ManagerSource(root, experiment, manager, call="CheckpointCallback", **options)
 
     @property
     def follows_arguments(self) -> bool:
         """Whether it is the arguments that say when to save."""
-        return self._policy is None and (self._given is None or self._given.save_policy is None)
+        given = self._where[2]
+        return self._policy is None and (given is None or given.save_policy is None)
 
     def arguments(self, args: Any, *, own_policy: bool) -> Any:
         """The arguments as they hold while training."""
@@ -130,6 +138,9 @@ class Participant:
         reference, strict, renames = self._init
         if reference is not None:
             load_weights(model, self.manager, reference, strict=strict, renames=renames)
+            checkpoint = self.manager.loaded
+            if checkpoint is not None and checkpoint.experiment != self.manager.experiment:
+                self.manager.begin_attempt(checkpoint)  # which will tell where its weights came from
 
     def train_begins(self, watch: LoopWatch, args: Any) -> None:
         """Signals are noted from here on, and the save policy asked."""
@@ -161,9 +172,7 @@ class Participant:
         """A resume from this instant would be exact: the save that is due, if one is."""
         session = self.session
         assert session is not None
-        if session.due:
-            step = self.trainer.state.global_step
-            session.safe_point(step, watch.epoch, lambda: self._capture(watch))
+        session.safe_point(self.trainer.state.global_step, watch.epoch, lambda: self._capture(watch))
 
     def finish(self, watch: LoopWatch) -> None:
         """The last save. Returns when everything is durable; raises what prevented it."""
@@ -179,21 +188,18 @@ class Participant:
             capture = (lambda: self._capture(watch)) if good else None
             self.session.fail(error, self.trainer.state.global_step, watch.epoch, capture)
 
-    def let_go(self) -> None:
-        """Leaves signals and store as they were."""
+    def let_go(self, *, failed: bool) -> None:
+        """Leaves signals and store as they were. Raises what `on_save_error` asks for, unless training `failed`."""
         if self.session is not None:
             self.session.close()
         if self._hook is not None:
             self.manager.hooks.unregister_hook(self._hook)
             self._hook = None
-        if self._manager is not None:
-            self._manager.wait()
-        self._close_own()
-
-    def _close_own(self) -> None:
-        if self._given is None and self._manager is not None:
-            self._manager.close()
-            self._manager = None
+        try:
+            self._source.close()
+        except SaveFailedError:
+            if not failed:
+                raise
 
     def _capture(self, watch: LoopWatch) -> dict[str, Any]:
         if self._folder is not None and self._folder[0] == self.trainer.state.global_step:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, cast
 
 from ckpt_core import NotFoundError, UsageError
@@ -75,10 +76,12 @@ class Training:
             each.safe_point(self.watch)
 
     def finish(self) -> None:
-        """Each saves what was trained."""
-        assert self.watch is not None
-        for each in self._present:
-            each.finish(self.watch)
+        """Each saves what was trained, whatever prevents another one from doing so."""
+        watch = self.watch
+        assert watch is not None
+        with ExitStack() as all_of_them:
+            for each in reversed(self._present):
+                all_of_them.callback(each.finish, watch)
 
     def ask(self, reason: str) -> None:
         """Where only some have policies of their own, this is for the others."""
@@ -107,11 +110,14 @@ class Training:
         _refuse_unknown(trainer, present)
         self._present, self.args = present, trainer.args
         watch = self.watch = LoopWatch(trainer, self)
+        failed = True
         try:
             trainer.args = self._arguments()
             self._choose(watch, resume_from_checkpoint)
             watch.install()
-            return original(None, None, **others)
+            result = original(None, None, **others)
+            failed = False
+            return result
         except BaseException as error:
             for each in present:
                 each.fail(error, watch)
@@ -120,8 +126,9 @@ class Training:
             watch.remove()
             trainer.args = self.args
             self.watch = None
-            for each in present:
-                each.let_go()
+            with ExitStack() as all_of_them:
+                for each in reversed(present):
+                    all_of_them.callback(each.let_go, failed=failed)
 
     def _arguments(self) -> Any:
         args = self.args

@@ -1,23 +1,110 @@
-"""The weights of the model in training as state and back: whole models, and PEFT's adapters alone.
+"""The weights of a model as state and back: whole models, and PEFT's adapters alone.
 
-Tied weights are one tensor under several names, which the engine stores once. Models that have changed since
-are `fitting.py`'s, files `folder.py`'s.
+Tied weights are one tensor under several names, which the engine stores once. What of some weights fits a model
+that has changed is `ckpt_torch.weights`'s, files are `folder.py`'s.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from ckpt_transformers.fitting import fit_weights, is_peft, restore_adapters
+import ckpt_torch
+from ckpt_core import CheckpointManager, StateMismatchError
+from ckpt_core.fitting import Renames, WeightsReport, fit
+from ckpt_torch import fit_weights
 
-__all__ = ["ModelWeights"]
+__all__ = ["ModelWeights", "is_peft", "load_weights"]
 
 _log = logging.getLogger("ckpt_core.transformers")
+
+
+def is_peft(model: Any) -> bool:
+    """Whether it is a model of PEFT: a frozen one with adapters."""
+    return all(hasattr(model, name) for name in ("peft_config", "base_model", "active_adapters"))
+
+
+def load_weights(
+    model: nn.Module,
+    manager: CheckpointManager,
+    ref: str = "best",
+    *,
+    strict: bool = True,
+    renames: Renames | None = None,
+) -> WeightsReport:
+    """The weights of a checkpoint into a model, which may have changed since. See `ckpt_torch.load_weights`.
+
+    Of a model of PEFT only what is trained is needed; checkpoints that hold adapters only, as those that were
+    read from PEFT's folders do, can be loaded into such models alone.
+    """
+    if not is_peft(model):
+        return ckpt_torch.load_weights(model, manager, ref, strict=strict, renames=renames)
+    try:
+        saved = manager.load(ref, include="model")
+    except StateMismatchError as error:
+        if error.kind != "include":
+            raise
+        saved = manager.load(ref, include="adapters")
+    report = _restore(model, saved, strict=strict, renames=renames)
+    report = replace(report, checkpoint=manager.loaded)
+    _log.log(logging.INFO if report.ok else logging.WARNING, "weights of %s: %s", ref, report)
+    return report
+
+
+def _restore(
+    model: nn.Module, state: Mapping[str, Any], *, strict: bool = True, renames: Renames | None = None
+) -> WeightsReport:
+    if not state.get("model"):
+        return _restore_adapters(model, state["adapters"], strict=strict, renames=renames)
+    needed = None
+    if is_peft(model):
+        needed = {name for name, each in model.named_parameters() if each.requires_grad}
+    return fit_weights(model, state["model"], strict=strict, renames=renames, needed=needed)
+
+
+def _restore_adapters(
+    model: Any, adapters: Mapping[str, Mapping[str, Any]], *, strict: bool, renames: Renames | None
+) -> WeightsReport:
+    """Adapters by the names that PEFT gives their weights in its files."""
+    from peft import set_peft_model_state_dict
+
+    unknown = sorted(adapters.keys() - model.peft_config.keys())
+    if unknown:
+        raise StateMismatchError(
+            f"the model has no adapter {', '.join(unknown)}: add one with PEFT first", paths=tuple(unknown)
+        )
+    everything = _shapes(model.state_dict())  # embeddings may be among the saved ones
+    fitted = {}
+    for name, saved in adapters.items():
+        own = _shapes(_adapter(model, name, embeddings=False))
+        fitted[name] = fit(
+            _shapes(saved), everything | own, strict=strict, renames=renames, needed=own.keys()
+        )
+    for name, (fitting, _) in fitted.items():
+        weights = {target: adapters[name][source] for target, source in fitting.items()}
+        set_peft_model_state_dict(model, weights, name)
+
+    def all_of(part: str) -> tuple[Any, ...]:
+        return tuple(each for _, report in fitted.values() for each in getattr(report, part))
+
+    return WeightsReport(
+        all_of("loaded"), all_of("missing"), all_of("unexpected"), all_of("misshapen"), all_of("left_out")
+    )
+
+
+def _adapter(model: Any, name: str, embeddings: Any) -> dict[str, Any]:
+    from peft import get_peft_model_state_dict
+
+    return dict(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=embeddings))
+
+
+def _shapes(weights: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(each.shape) if hasattr(each, "shape") else None for name, each in weights.items()}
 
 
 class ModelWeights:
@@ -46,10 +133,7 @@ class ModelWeights:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Put back what `capture` gave. Raises StateMismatchError with all that does not fit."""
-        if state.get("model"):
-            fit_weights(self._model, state["model"])
-        else:
-            restore_adapters(self._model, state["adapters"])
+        _restore(self._model, state)
         there = dict(self._left_out())
         with torch.no_grad():
             for name, saved in state.get("buffers", {}).items():
@@ -82,10 +166,5 @@ class ModelWeights:
         return self._adapters_with(self._with_embeddings)
 
     def _adapters_with(self, embeddings: Any) -> dict[str, dict[str, Any]]:
-        from peft import get_peft_model_state_dict
-
         model: Any = self._model
-        return {
-            name: dict(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=embeddings))
-            for name in model.peft_config
-        }
+        return {name: _adapter(model, name, embeddings) for name in model.peft_config}

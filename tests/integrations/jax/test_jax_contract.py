@@ -2,110 +2,72 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any, ClassVar
 
-import numpy as np
 import pytest
-from sklearn.datasets import load_digits
 
-from ckpt_core import CheckpointManager
+from contract.adapter import AdapterContract, NativeMeasurement
+from contract.training import Training, assert_same_training
 
-PROGRAM = Path(__file__).with_name("loop_digits.py")
-
-
-def run(folder: Path, shared: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    folder.mkdir(exist_ok=True)
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(shared / "jax"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    return subprocess.run(
-        [sys.executable, PROGRAM, folder, shared / "digits.npz", *arguments],
-        env=environment, capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-
-
-def finish(folder: Path, shared: Path, *arguments: str) -> str:
-    done = run(folder, shared, *arguments)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
-
-
-def steps(folder: Path) -> dict[int, list[str]]:
-    """The last record of each step: those after the checkpoint that was resumed from were made again."""
-    rows = [line.split() for line in (folder / "steps.txt").read_text().splitlines()]
-    return {int(row[0]): row[1:] for row in rows}
-
-
-def series(folder: Path) -> dict[tuple[str, int], float]:
-    """Every metric that was logged, by name and step; of those logged twice, what the last attempt said."""
-    with CheckpointManager(folder / "store", experiment="digits") as manager:
-        points = [point for _, _, found in manager.workspace.segments.all("digits") for point in found]
-    ordered = sorted(points, key=lambda point: point.attempt)
-    return {(point.name, point.step): point.value for point in ordered}
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the runs share: compiled programs, the same machine code in all of them, and the data."""
-    folder = tmp_path_factory.mktemp("shared")
-    digits = load_digits()
-    np.savez(folder / "digits.npz", data=digits.data, target=digits.target)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Path:
-    """A run that nobody disturbs."""
-    folder = tmp_path_factory.mktemp("whole")
-    finish(folder, shared)
-    return folder
-
-
-CASES = {
-    "first step": "step 1",
-    "mid-epoch": "step 14",
-    "evaluation due": "evaluate 14",
-    "last step of an epoch": "step 18",
-    "boundary of epochs": "boundary 1",
-    "last step of all": "step 27",
-    "inside a save": "inside-save",
+KILLS = {
+    "first step": {"step": 1},
+    "middle of an epoch": {"step": 13},
+    "evaluation due": {"evaluate": 14},
+    "last step of an epoch": {"step": 18},
+    "boundary of epochs": {"boundary": 1},
+    "inside a save": {"fsync": 22},
 }
 
 
-@pytest.mark.parametrize("die", CASES.values(), ids=CASES.keys())
-def test_killed_and_run_again(die: str, whole: Path, shared: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    killed = run(folder, shared, "--die", die)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert not (folder / "final.json").exists()
-
-    said = finish(folder, shared)
-
-    if die != "step 1":
-        assert "resumed from checkpoint" in said
-    mine, theirs = (json.loads((each / "final.json").read_text()) for each in (folder, whole))
-    assert mine == theirs
-    assert steps(folder) == steps(whole)
-    assert series(folder) == series(whole)
+class _Loop:
+    script = Path(__file__).with_name("loop_digits.py")
+    preload = ("jax", "jax.numpy", "optax", "ckpt_jax", "orbax.checkpoint")
+    environment: ClassVar[dict[str, str]] = {"XLA_FLAGS": ""}
+    options: ClassVar[dict[str, Any]] = {}
 
 
-def test_run_again_when_complete_does_nothing_and_when_more_is_asked_goes_on(
-    whole: Path, shared: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "run"
-    finish(folder, shared, "--epochs", "2")
-    before = (folder / "steps.txt").read_text()
-    assert "nothing to do" in finish(folder, shared, "--epochs", "2")
-    assert (folder / "steps.txt").read_text() == before
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    _Loop.options = {"cache": str(tmp_path_factory.getbasetemp() / "compiled")}
 
-    finish(folder, shared)
 
-    assert (folder / "steps.txt").read_text() == (whole / "steps.txt").read_text()
-    assert json.loads((folder / "final.json").read_text()) == json.loads((whole / "final.json").read_text())
+class TestContract(_Loop, AdapterContract):
+    adapter = "JAX loop (JaxCheckpointer)"
+    kills = KILLS
+    raises: ClassVar[dict[str, Any]] = {"raise": 15}
+    good_step = 14
+    terminates: ClassVar[dict[str, Any]] = {"term": 13}
+    terminated_step = 13
+    spoils = ("rng", "data", "extras", "optimizer", "key", "params")
+    full = 150_000
+
+
+class TestNative(_Loop, NativeMeasurement):
+    adapter = "JAX loop (Orbax CheckpointManager)"
+    kills = KILLS | {"inside a save": {"rename": 7}}
+    expected: ClassVar[dict[str, str]] = dict.fromkeys(KILLS, "other data from there on")
+
+
+class TestNativeGrain(_Loop, NativeMeasurement):
+    """With data that Orbax can save."""
+
+    adapter = "JAX loop with grain (Orbax CheckpointManager)"
+    kills = TestNative.kills
+    expected: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(KILLS, "same weights, other rng"),
+        # An evaluation was made before the step that it goes on from.
+        **dict.fromkeys(["middle of an epoch", "evaluation due", "last step of an epoch"], "same weights, other rng, stopping"),
+    }  # fmt: skip
+
+    @classmethod
+    def training(cls, folder: Path, **options: Any) -> Training:
+        return super().training(folder, loader="grain", workers=0, **options)
+
+
+def test_grain_with_workers(tmp_path: Path) -> None:
+    """Its iterator keeps its own position, that of its workers included."""
+    options = {"loader": "grain", "cache": str(tmp_path / "compiled")}
+    reference = TestContract.training(tmp_path / "reference", **options).complete()
+    job = TestContract.training(tmp_path / "killed", **options)
+    assert_same_training(reference, [job.killed(step=14), job.complete()])

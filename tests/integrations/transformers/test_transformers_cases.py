@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-import train_text
 from trainer_case import PEFT_ASKS, Pair, new_model, plain_trainer
 from transformers import EarlyStoppingCallback, TrainerCallback
+from words import WORDS
 
 from ckpt_core import (
     BaseHook,
@@ -267,7 +267,7 @@ def test_evaluation_only(tmp_path: Path) -> None:
 def test_a_changed_model_is_told_what_fits(tmp_path: Path) -> None:
     plain_trainer(tmp_path, [callback(tmp_path)], num_train_epochs=1).train()
     changed = new_model()
-    changed.resize_token_embeddings(train_text.WORDS + 3)
+    changed.resize_token_embeddings(WORDS + 3)
     changed.extra = torch.nn.Linear(2, 2)
     changed.encoder, changed.bert = changed.bert, None
     before = digest(changed.state_dict())

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-import train_text
 from safetensors.torch import load_file
 from trainer_case import PEFT_ASKS, new_model, plain_trainer, tokenizer, training
 from transformers import AutoModelForMaskedLM, TrainerState, pipeline
+from words import sentences
 
 from ckpt_core import CheckpointManager, UsageError
 from ckpt_transformers import CheckpointCallback, ingest, materialize
@@ -33,14 +33,14 @@ def logs_of(end: dict[str, Any]) -> list[Any]:
 
 def test_a_folder_is_resumed_by_stock_trainer_and_a_folder_of_trainers_by_us(tmp_path: Path) -> None:
     ours = training(tmp_path / "ours", STOCK).complete().only("end")
-    with opened(tmp_path / "ours") as manager:
+    with opened(tmp_path / "ours", "digits") as manager:
         folder = materialize(manager, "step=4", tmp_path / "checkpoint-4")
     stock = training(tmp_path / "stock", STOCK).complete(native=str(folder)).only("end")
     assert {name: stock[name] for name in SAME} == {name: ours[name] for name in SAME}
     assert logs_of(stock) == logs_of(ours)
 
     written = tmp_path / "stock" / "out" / "checkpoint-8"
-    with CheckpointManager(tmp_path / "theirs" / "store", experiment="words") as manager:
+    with opened(tmp_path / "theirs", "digits") as manager:
         checkpoint = ingest(manager, written)
     assert checkpoint.step == 8
     assert "eval_loss" in checkpoint.metrics
@@ -99,7 +99,7 @@ def test_adapters_as_a_folder_of_peft(tmp_path: Path) -> None:
         assert not (folder / "model.safetensors").exists()
         loaded = PeftModel.from_pretrained(new_model(), folder)
         trainer.model.eval(), loaded.eval()
-        batch = {"input_ids": torch.tensor([train_text.sentences(1)[0]])}
+        batch = {"input_ids": torch.tensor([sentences(1)[0]])}
         assert torch.equal(loaded(**batch).logits, trainer.model(**batch).logits)
         again = ingest(manager, folder)
         assert again.step == 6

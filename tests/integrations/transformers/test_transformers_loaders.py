@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-import train_text
 from trainer_case import new_model, tokenizer
 from transformers import DataCollatorForLanguageModeling, Trainer, TrainerCallback, TrainingArguments
+from words import sentences
 
 from ckpt_core import CheckpointManager
 from ckpt_torch import capture_rng
@@ -46,7 +46,7 @@ def train(
         "logging_steps": 3, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2,
         "report_to": "none", "use_cpu": True, "disable_tqdm": True, "dataloader_pin_memory": False,
     }  # fmt: skip
-    rows = [{"input_ids": row, "more": index} for index, row in enumerate(train_text.sentences(30))]
+    rows = [{"input_ids": row, "more": index} for index, row in enumerate(sentences(30))]
     trainer = kind(
         model_init=fresh_model, args=TrainingArguments(**(settings | options)), train_dataset=rows[:24],
         eval_dataset=rows[24:], data_collator=DataCollatorForLanguageModeling(tokenizer(), seed=seed),

@@ -5,93 +5,46 @@ Its one argument is a JSON object of options; see `OPTIONS`. Not a test itself.
 
 from __future__ import annotations
 
-import inspect
 import json
-import logging
 import os
 import re
 import signal
 import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, IterableDataset
 from transformers import (
-    BertConfig,
-    BertForMaskedLM,
     EarlyStoppingCallback,
     Trainer,
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.trainer_utils import get_last_checkpoint
+from words import WORDS, Masked, Sentences, Stream, model_of, sentences
 
-from ckpt_core import BaseHook, CheckpointManager, HookContext, HookEvent
+from ckpt_core import CheckpointManager, StateMismatchError
 from ckpt_torch import capture_rng
-from ckpt_transformers import CheckpointCallback
-from contract.training import Report, digest
+from ckpt_transformers import CheckpointCallback, load_weights
+from contract.script import hooks_of, log_to_output, series_of, store_of
+from contract.training import Report, digest, kill
 
 OPTIONS: dict[str, Any] = {
-    "store": "store", "report": "report", "experiment": "words", "resume": "auto", "resume_data": "auto", "args": {},
-    "samples": 44, "workers": 0, "persistent": False, "accumulate": 2, "epochs": 2.0, "stop": 0, "callback": {},
+    "store": "store", "report": "report", "experiment": "digits", "resume": "auto", "resume_data": "auto", "args": {},
+    "samples": 44, "workers": 0, "persistent": False, "accumulate": 2, "epochs": 2.0, "stop": None, "callback": {},
     "die": {}, "spoil": "none", "peft": False, "dataset": "map", "own_rng": False, "handler": "none", "second": None,
-    "native": None, "norm": False, "deterministic": False, "train": None,
+    "native": None, "norm": False, "deterministic": False, "train": None, "scaled": False, "task": "train",
+    "init_from": None, "fault": None, "on_save_error": "report", "mechanism": "ours", "augment": False,
 }  # fmt: skip
-WORDS, LENGTH, MASK = 200, 12, 1
-
-
-def sentences(count: int) -> list[list[int]]:
-    """Words as small numbers, in rows of `LENGTH`: tokenised simply."""
-    words = re.findall(r"[a-z]+", inspect.getsource(textwrap).lower())
-    numbers = {word: 2 + index % (WORDS - 2) for index, word in enumerate(dict.fromkeys(words))}
-    ids = [numbers[word] for word in words]
-    return [ids[start : start + LENGTH] for start in range(0, count * LENGTH, LENGTH)]
-
-
-class Sentences(Dataset[Any]):
-    def __init__(self, rows: list[list[int]]) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Any:
-        return {"ids": self.rows[index], "index": index}
-
-
-class Stream(IterableDataset[Any]):
-    def __init__(self, rows: list[list[int]]) -> None:
-        self.rows = rows
-
-    def __iter__(self) -> Any:
-        for index in torch.randperm(len(self.rows)).tolist():
-            yield {"ids": self.rows[index], "index": index}
-
-
-class Masked:
-    """Hides random words, which are to be found again. Draws from the global generator, or from its own."""
-
-    def __init__(self, own: bool, deterministic: bool) -> None:
-        self.generator = torch.Generator().manual_seed(5) if own else None
-        self.deterministic = deterministic
-
-    def __call__(self, samples: list[Any]) -> dict[str, torch.Tensor]:
-        ids = torch.tensor([sample["ids"] for sample in samples])
-        hidden = (
-            torch.rand(ids.shape, generator=self.generator) < 0.3 if not self.deterministic else ids % 3 == 0
-        )
-        return {
-            "input_ids": ids.masked_fill(hidden, MASK), "labels": ids.masked_fill(~hidden, -100),
-            "index": torch.tensor([sample["index"] for sample in samples]),
-        }  # fmt: skip
+TIMES = re.compile("runtime|per_second")
 
 
 class Reporting(Trainer):
-    """Tells what it trains on."""
+    """Tells what it trains on, and dies in the midst of what it does."""
 
     report: Report
     die: dict[str, Any]
+    ours: CheckpointCallback | None
     micro = (-1, 0)
 
     def training_step(self, model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
@@ -104,7 +57,7 @@ class Reporting(Trainer):
             os.kill(os.getpid(), getattr(signal, self.die["signal"][1]))
         loss = super().training_step(model, inputs, *rest, **more)
         if self.die.get("step") == step:
-            os.kill(os.getpid(), signal.SIGKILL)
+            self.killed()
         lr = self.lr_scheduler.get_last_lr()
         self.report.add("step", at=list(self.micro), indices=indices, loss=loss.item(), lr=lr)
         return loss
@@ -115,8 +68,18 @@ class Reporting(Trainer):
 
     def evaluate(self, *args: Any, **more: Any) -> Any:
         if self.die.get("evaluation") == self.state.global_step:
-            os.kill(os.getpid(), signal.SIGKILL)
+            kill()
         return super().evaluate(*args, **more)
+
+    def _save_optimizer_and_scheduler(self, folder: Any) -> None:
+        if self.die.get("folder") == self.state.global_step:
+            kill()
+        super()._save_optimizer_and_scheduler(folder)
+
+    def killed(self) -> None:
+        if self.die.get("settled") and self.ours is not None:  # then it is known from which save it goes on
+            self.ours.manager.wait()
+        kill()
 
 
 class Watching(TrainerCallback):
@@ -125,82 +88,36 @@ class Watching(TrainerCallback):
     def __init__(self, report: Report, die: dict[str, Any], ours: CheckpointCallback | None) -> None:
         self.report, self.die, self.ours = report, die, ours
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         how = self.ours.resumption if self.ours is not None else None
         self.report.add("begin", how=how.kind if how else "?", step=state.global_step)
+        self.report.add("started", weights=digest(model.state_dict()))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.die.get("made") == state.global_step:
+            kill()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.die.get("epoch_end") == state.global_step:
-            os.kill(os.getpid(), signal.SIGKILL)
+            kill()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.die.get("epoch_begin") == state.global_step:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-class Kill(BaseHook):
-    """Ends the process as soon as a save of this step or of a later one is acknowledged."""
-
-    events = (HookEvent.AFTER_SAVE,)
-
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self.step = step
-
-    def execute(self, context: HookContext) -> None:
-        if context.step is not None and context.step >= self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-def die_in_a_save(syncs: int) -> None:
-    """Between two writes of a save: when something is made durable for the so manieth time."""
-    original, left = os.fsync, [syncs]
-
-    def fsync(file: int) -> None:
-        left[0] -= 1
-        if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        original(file)
-
-    os.fsync = fsync
-
-
-def model_of(options: dict[str, Any]) -> Any:
-    torch.manual_seed(1)
-    config = BertConfig(
-        vocab_size=WORDS, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=LENGTH, hidden_dropout_prob=0.2,
-    )  # fmt: skip
-    model = BertForMaskedLM(config)
-    if options["norm"]:
-        model.bert.encoder.layer[0].output.LayerNorm = Normed(32)
-    if options["peft"]:
-        from peft import LoraConfig, get_peft_model
-
-        model = get_peft_model(model, LoraConfig(r=2, target_modules=["query", "value"], lora_dropout=0.1))
-    return model
-
-
-class Normed(torch.nn.Module):
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.norm = torch.nn.BatchNorm1d(size)
-
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        return self.norm(values.transpose(1, 2)).transpose(1, 2)
+            kill()
 
 
 def main() -> None:
     options = OPTIONS | json.loads(sys.argv[1])
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
-    report, die = Report(options["report"]), options["die"]
+    log_to_output()
     torch.set_num_threads(1)
     if options["handler"] == "exit":
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(3))
+    report = Report(options["report"])
+    {"train": train, "evaluate": evaluate, "changed": changed}[options["task"]](options, report)
 
-    rows = sentences(options["samples"] + 12)
-    kind = Sentences if options["dataset"] == "map" else Stream
-    args = TrainingArguments(
+
+def arguments_of(options: dict[str, Any]) -> TrainingArguments:
+    return TrainingArguments(
         **{
             "output_dir": str(Path(options["store"]).with_name("out")),
             "per_device_train_batch_size": 4,
@@ -223,47 +140,88 @@ def main() -> None:
             "remove_unused_columns": False,
             "dataloader_num_workers": options["workers"],
             "dataloader_persistent_workers": options["persistent"],
+            "restore_callback_states_from_checkpoint": options["mechanism"] == "native",
             **options["args"],
         }
     )
-    ours: CheckpointCallback | None = None
+
+
+def trainer_of(options: dict[str, Any], report: Report) -> Reporting:
+    die, ours = options["die"], None
     callbacks: list[Any] = []
-    if options["native"] is None:
-        hooks = [Kill(die["saved"])] if "saved" in die else []
+    if options["mechanism"] == "ours" and options["native"] is None:
         ours = CheckpointCallback(
-            options["store"], experiment=options["experiment"], resume=options["resume"], hooks=hooks,
-            resume_data=options["resume_data"], **options["callback"],
+            store_of(options), experiment=options["experiment"], resume=options["resume"], hooks=hooks_of(options),
+            resume_data=options["resume_data"], init_from=options["init_from"],
+            on_save_error=options["on_save_error"], **options["callback"],
         )  # fmt: skip
         callbacks.append(ours)
         if options["second"] is not None:
             callbacks.append(CheckpointCallback(options["store"], **options["second"]))
     if options["stop"]:
-        callbacks.insert(0, EarlyStoppingCallback(options["stop"], 0.3))
+        callbacks.insert(0, EarlyStoppingCallback(*options["stop"]))
     callbacks.append(Watching(report, die, ours))
+    rows = sentences(options["samples"] + 12)
+    kind = Sentences if options["dataset"] == "map" else Stream
     trainer = Reporting(
-        model=model_of(options), args=args, train_dataset=kind(rows[:-12]), eval_dataset=Sentences(rows[-12:]),
-        data_collator=Masked(options["own_rng"], options["deterministic"]), callbacks=callbacks,
+        model=model_of(norm=options["norm"], peft=options["peft"]), args=arguments_of(options), callbacks=callbacks,
+        train_dataset=kind(rows[:-12], augment=options["augment"]), eval_dataset=Sentences(rows[-12:], fixed=True),
+        data_collator=Masked(options["own_rng"], options["deterministic"]),
     )  # fmt: skip
-    trainer.report, trainer.die = report, die
+    trainer.report, trainer.die, trainer.ours = report, die, ours
+    if options["scaled"]:  # as fp16 has it, which wants another device
+        trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=3)
     spoil(options["spoil"], ours)
-    if "fsync" in die:
-        die_in_a_save(die["fsync"])
-    result = trainer.train(resume_from_checkpoint=options["native"] or options["train"])
+    return trainer
 
-    times = re.compile("runtime|per_second")
-    logs = [{k: v for k, v in each.items() if not times.search(k)} for each in trainer.state.log_history]
-    stopping = [each.state() for each in callbacks if isinstance(each, EarlyStoppingCallback)]
+
+def train(options: dict[str, Any], report: Report) -> None:
+    trainer = trainer_of(options, report)
+    folder = options["native"] or options["train"]
+    if options["mechanism"] == "native" and os.path.isdir(trainer.args.output_dir):
+        folder = get_last_checkpoint(trainer.args.output_dir)
+    result = trainer.train(resume_from_checkpoint=folder)
+
+    logs = [{k: v for k, v in each.items() if not TIMES.search(k)} for each in trainer.state.log_history]
+    stopping = [
+        each.state() for each in trainer.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback)
+    ]
     report.add(
         "end", weights=digest(trainer.model.state_dict()), optimizer=digest(trainer.optimizer.state_dict()),
         schedule=digest(trainer.lr_scheduler.state_dict()), rng=digest(capture_rng()), logs=logs,
         step=trainer.state.global_step, epoch=trainer.state.epoch, flos=trainer.state.total_flos,
         best=[trainer.state.best_metric, trainer.state.best_global_step], stopping=stopping,
-        loss=result.training_loss,
+        loss=result.training_loss, scaler=trainer.accelerator.scaler and trainer.accelerator.scaler.state_dict(),
     )  # fmt: skip
-    report.add("folders", names=sorted(path.name for path in Path(args.output_dir).glob("checkpoint-*")))
-    if ours is not None:
+    report.add(
+        "folders", names=sorted(path.name for path in Path(trainer.args.output_dir).glob("checkpoint-*"))
+    )
+    if trainer.ours is not None:
         with CheckpointManager(options["store"], experiment=options["experiment"]) as manager:
-            report.add("saved", steps=[each.step for each in manager.checkpoints()])
+            points = [point for point in series_of(manager) if not TIMES.search(point[0])]
+            report.add("series", points=points)
+
+
+def evaluate(options: dict[str, Any], report: Report) -> None:
+    trainer = trainer_of(options, report)
+    assert trainer.ours is not None
+    trainer.ours.load("best")
+    value = trainer.evaluate()["eval_loss"]
+    report.add("evaluated", weights=digest(trainer.model.state_dict()), value=value)
+
+
+def changed(options: dict[str, Any], report: Report) -> None:
+    """Another head, for more words than before and tied to none; and the encoder is called otherwise."""
+    model = model_of(vocab_size=WORDS + 3, tie_word_embeddings=False)
+    model.encoder, model.bert = model.bert, None
+    with CheckpointManager(options["store"], experiment=options["experiment"]) as manager:
+        try:
+            load_weights(model, manager, "latest")
+        except StateMismatchError as error:
+            report.add("refused", paths=error.paths)
+        fitted = load_weights(model, manager, "latest", strict=False, renames={"bert": "encoder"})
+    parts = ("loaded", "missing", "unexpected", "misshapen", "left_out")
+    report.add("fitted", **{part: getattr(fitted, part) for part in parts})
 
 
 def spoil(what: str, ours: Any) -> None:

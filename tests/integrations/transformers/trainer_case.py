@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import train_text
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
+from words import WORDS, Masked, model_of, sentences
 
 from contract.training import Ended, Training
 
@@ -47,7 +47,7 @@ def plain_trainer(folder: Path, callbacks: list[Any], *, model: Any = None, **op
         "report_to": "none", "use_cpu": True, "disable_tqdm": True, "dataloader_pin_memory": False,
         "remove_unused_columns": False, "learning_rate": 3e-3,
     }  # fmt: skip
-    rows = [{"ids": row} for row in train_text.sentences(30)]
+    rows = [{"ids": row} for row in sentences(30)]
     more = {name: options.pop(name) for name in ("processing_class", "compute_metrics") if name in options}
     return Trainer(
         model=new_model() if model is None else model, args=TrainingArguments(**(settings | options)),
@@ -56,17 +56,17 @@ def plain_trainer(folder: Path, callbacks: list[Any], *, model: Any = None, **op
 
 
 def new_model(**options: Any) -> Any:
-    return train_text.model_of(train_text.OPTIONS | options)
+    return model_of(**options)
 
 
 def hidden(samples: list[Any]) -> dict[str, Any]:
     """Hides the same words always."""
-    batch = train_text.Masked(own=False, deterministic=True)([{**each, "index": 0} for each in samples])
+    batch = Masked(own=False, deterministic=True)([{**each, "index": 0, "fixed": False} for each in samples])
     return {name: each for name, each in batch.items() if name != "index"}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """Of the words that the model knows, by number."""
-    words = {"[PAD]": 0, "[MASK]": 1} | {f"w{number}": number for number in range(2, train_text.WORDS)}
+    words = {"[PAD]": 0, "[MASK]": 1} | {f"w{number}": number for number in range(2, WORDS)}
     model = Tokenizer(WordLevel(words, unk_token="w2"))
     return PreTrainedTokenizerFast(tokenizer_object=model, mask_token="[MASK]", pad_token="[PAD]")
