@@ -10,7 +10,7 @@ import numpy as np
 
 from ckpt_core.format.pack import pack_order
 from ckpt_core.model import Buffer, Snapshot, StagedTensor
-from ckpt_core.tree import Flat, dtypes
+from ckpt_core.tree import Flat, Leaf, dtypes
 
 __all__ = ["Arena", "ArenaPool", "borrow", "copy"]
 
@@ -68,28 +68,38 @@ class ArenaPool:
 
 
 def copy(flat: Flat, arena: Arena) -> Snapshot:
-    """A snapshot whose tensors are copies in the arena: the live ones may change as soon as this returns.
+    """A snapshot that the live tensors have no part in: they may change as soon as this returns.
 
-    They lie there as they would in a pack that held them all, so that it can be written from there as it is.
+    It is copied to the arena, but for what a codec can hold on to. There it lies as it would in a pack, so that
+    it can be written from there as it is.
     """
-    specs = [leaf.spec for leaf in flat.leaves]
-    sizes = [dtypes.nbytes(spec) for spec in specs]
+    staged: list[StagedTensor | None] = [None] * len(flat.leaves)
+    copied: list[int] = []
+    for index, leaf in enumerate(flat.leaves):
+        held = _hold(leaf)
+        if held is None:
+            copied.append(index)
+        else:
+            staged[index] = StagedTensor(leaf.path, leaf.codec.name, leaf.spec, held)
+    sizes = [dtypes.nbytes(flat.leaves[index].spec) for index in copied]
     block = arena.take(sum(sizes))
-    places: list[Buffer] = [block[:0]] * len(sizes)
     end = 0
-    for index in pack_order(specs):
-        begin, end = end, end + sizes[index]
-        places[index] = block[begin:end]
-    staged = []
-    for leaf, data in zip(flat.leaves, places, strict=True):
+    for number in pack_order([flat.leaves[index].spec for index in copied]):
+        index, begin, end = copied[number], end, end + sizes[number]
+        leaf, data = flat.leaves[index], block[begin:end]
         if data.nbytes:
             source = leaf.codec.view(leaf.value)
             if source is None:
                 leaf.codec.copy_into(leaf.value, data)
             else:  # plain bytes: nobody copies them quicker than the C library
                 np.copyto(data, source)
-        staged.append(StagedTensor(leaf.path, leaf.codec.name, leaf.spec, data))
-    return Snapshot(flat.tree, tuple(staged))
+        staged[index] = StagedTensor(leaf.path, leaf.codec.name, leaf.spec, data)
+    return Snapshot(flat.tree, tuple(tensor for tensor in staged if tensor is not None))
+
+
+def _hold(leaf: Leaf) -> Buffer | None:
+    hold = getattr(leaf.codec, "hold", None)  # a codec may do without
+    return None if hold is None else hold(leaf.value)
 
 
 def borrow(flat: Flat) -> Snapshot:
