@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from ckpt_core.policies import KeepWithinBytes as KeepWithinBytes
     from ckpt_core.policies import Never as Never
     from ckpt_core.policies import OnImprovement as OnImprovement
+    from ckpt_core.policies import WithinOverhead as WithinOverhead
     from ckpt_core.session import Session as Session
     from ckpt_core.tree import register_codec as register_codec
 
@@ -68,6 +69,7 @@ _MODULES = {
     "ckpt_core.policies": (
         "AnyOf", "EveryEpochs", "EveryMinutes", "EverySteps", "KeepAll", "KeepBest", "KeepEvery", "KeepLast",
         "KeepSpaced", "KeepTagged", "KeepWithinBytes", "Never", "OnImprovement",
+        "WithinOverhead",
     ),
     "ckpt_core.session": ("Session",),
     "ckpt_core.tree": ("register_codec",),

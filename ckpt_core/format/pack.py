@@ -38,6 +38,7 @@ __all__ = [
     "WrittenPack",
     "empty_piece",
     "header_bound",
+    "pack_order",
     "read_header",
 ]
 
@@ -88,6 +89,13 @@ class _Run:
         whole = self.begin == 0 and self.length == dtypes.nbytes(self.spec)
         aligned = not self.length or self.start % dtypes.alignment(spec.dtype) == 0
         return spec if whole and aligned else None
+
+
+def pack_order(specs: Sequence[TensorSpec]) -> list[int]:
+    """Indices of tensors in the order in which a pack holds them: one behind the other without holes, each then
+    starts where its dtype wants it to, as those with larger alignments go first."""
+    alignments = [dtypes.alignment(spec.dtype) for spec in specs]
+    return sorted(range(len(specs)), key=lambda i: -alignments[i])
 
 
 def header_bound(specs: Iterable[tuple[str, TensorSpec]], chunk_bytes: int) -> int:

@@ -7,6 +7,7 @@ forgetting that of maintenance. `SavePolicyHook` carries a save policy to the tr
 from __future__ import annotations
 
 from ckpt_core.policies.capacity import KeepWithinBytes, parse_bytes
+from ckpt_core.policies.overhead import WithinOverhead
 from ckpt_core.policies.retention import (
     KeepAll,
     KeepBest,
@@ -49,6 +50,7 @@ __all__ = [
     "RetentionPolicy",
     "SavePolicy",
     "SavePolicyHook",
+    "WithinOverhead",
     "decide",
     "parse_bytes",
     "save_policy_from",

@@ -35,7 +35,7 @@ class Progress:
     `epoch` counts from 0. `begun_step` and `begun_at`: where and when this process began to train.
     `last_saved_epoch` is the epoch whose end was saved last; the other two `last_saved_*` are of the last
     save of any kind. `lowest` and `highest` hold the extremes of each metric among what was saved in this
-    lineage.
+    lineage. `saving`: a save is being made. `save_cost`: by how much one holds training up, once that is known.
     """
 
     event: HookEvent
@@ -50,6 +50,8 @@ class Progress:
     last_saved_epoch: int | None = None
     lowest: Mapping[str, float] = field(default_factory=dict)
     highest: Mapping[str, float] = field(default_factory=dict)
+    saving: bool = False
+    save_cost: timedelta | None = None
 
 
 class SavePolicy(Protocol):

@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from ckpt_core import clock
 from ckpt_core.errors import UsageError
 from ckpt_core.hooks import BaseHook, HookContext, HookEvent
 from ckpt_core.model import Checkpoint
+from ckpt_core.policies.overhead import OverheadMeter
 from ckpt_core.policies.save import Progress, SavePolicy
 
 __all__ = ["SavePolicyHook"]
@@ -25,7 +26,7 @@ class SavePolicyHook(BaseHook):
     A request counts as the last save from then on, whatever becomes of it: a save that fails or is vetoed
     is asked for again when the policy next wants one, not at every step. AFTER_STAGE tells it of the saves
     that others asked for, TRAIN_BEGIN when and at which step training began. An event without a step is
-    passed over.
+    passed over. AFTER_SAVE and SAVE_FAILED tell it when a save is over, so that it can measure what one costs.
     """
 
     name = "save-policy"
@@ -35,6 +36,8 @@ class SavePolicyHook(BaseHook):
         HookEvent.EVALUATE_END,
         HookEvent.EPOCH_END,
         HookEvent.AFTER_STAGE,
+        HookEvent.AFTER_SAVE,
+        HookEvent.SAVE_FAILED,
     )
 
     def __init__(self, policy: SavePolicy, *, saved: Iterable[Checkpoint] = ()) -> None:
@@ -50,6 +53,7 @@ class SavePolicyHook(BaseHook):
         self._last_epoch: int | None = None
         self._lowest: dict[str, float] = {}
         self._highest: dict[str, float] = {}
+        self._meter = OverheadMeter()
         self.remember(saved)
 
     def remember(self, saved: Iterable[Checkpoint]) -> None:
@@ -65,6 +69,9 @@ class SavePolicyHook(BaseHook):
     def execute(self, context: HookContext) -> None:
         now = clock.now()
         with self._lock:
+            self._measure(context.event)
+            if context.event in (HookEvent.AFTER_SAVE, HookEvent.SAVE_FAILED):
+                return
             if context.event is HookEvent.TRAIN_BEGIN:
                 self._begin(context.step or 0, now)
             elif context.step is None:
@@ -94,6 +101,8 @@ class SavePolicyHook(BaseHook):
                 last_saved_epoch=self._last_epoch,
                 lowest=self._lowest,
                 highest=self._highest,
+                saving=self._meter.pending > 0,
+                save_cost=None if self._meter.cost is None else timedelta(seconds=self._meter.cost),
             )
         )
         if reason:
@@ -101,6 +110,16 @@ class SavePolicyHook(BaseHook):
             self._note_save(step, context.metrics, now)
             if context.event is HookEvent.EPOCH_END:
                 self._last_epoch = context.epoch
+
+    def _measure(self, event: HookEvent) -> None:
+        if event is HookEvent.AFTER_STAGE:
+            self._meter.staged()
+        elif event in (HookEvent.AFTER_SAVE, HookEvent.SAVE_FAILED):
+            self._meter.done()
+        elif event is HookEvent.STEP_END:
+            self._meter.step(clock.monotonic())
+        else:
+            self._meter.other(clock.monotonic())
 
     def _begin(self, step: int, now: datetime) -> None:
         self._begun = (step, now)

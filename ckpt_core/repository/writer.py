@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 from ckpt_core.errors import ObjectNotFoundError
 from ckpt_core.format.documents import Chunk, PackRecord, Shard, TensorRecord
-from ckpt_core.format.pack import PackWriter, Piece, empty_piece, header_bound
+from ckpt_core.format.pack import PackWriter, Piece, empty_piece, header_bound, pack_order
 from ckpt_core.model import Snapshot, StagedTensor
 from ckpt_core.repository import layout
 from ckpt_core.repository.digests import digest_in_order
 from ckpt_core.stores import ObjectWriter, Store
-from ckpt_core.tree import dtypes
 
 __all__ = ["MAX_PACKS", "KnownChunks", "Part", "still_there", "write_part"]
 
@@ -62,8 +61,7 @@ def write_part(
     more tensors than a pack can list. Then nothing is left behind.
     """
     name = layout.pack_name(experiment, checkpoint, rank, 0)
-    alignments = [dtypes.alignment(tensor.spec.dtype) for tensor in snapshot.tensors]
-    order = sorted(range(len(alignments)), key=lambda i: -alignments[i])
+    order = pack_order([tensor.spec for tensor in snapshot.tensors])
     places: list[list[_Place]] = [[] for _ in snapshot.tensors]
     with ExitStack() as stack:
         objects: list[ObjectWriter] = []

@@ -86,6 +86,7 @@ class ObjectWriter(ABC):
     def write(self, offset: int, data: Bytes) -> None:
         """Writes all of `data` at `offset`, in any order of offsets. Callers leave no holes.
 
+        May return before it is done: `data` must stay as it is until `commit` or `discard` has returned.
         Raises StoreError (kind `full`, `io`). After that nothing but `discard` makes sense.
         """
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from ckpt_core import ids
 from ckpt_core.errors import ObjectExistsError, ObjectNotFoundError, StoreError
 from ckpt_core.model import Buffer
 from ckpt_core.stores.contract import TEMPORARY, Bytes, ObjectReader, ObjectWriter, view_of
+from ckpt_core.stores.direct import ALIGN, BlockPool, BlockStream, DirectReads, go_cached, go_direct
 
 __all__ = ["FileReader", "FileWriter", "new_temporary", "sync_folder", "translated"]
 
@@ -33,6 +35,9 @@ _ADVICE = {
     "files": "too many files are open: close some, or raise the limit (`ulimit -n`)",
     "io": "the operating system reported an input/output error: check the disk",
 }
+_CACHED = getattr(os, "RWF_NOWAIT", 0)  # read what is there already
+_NOT_CACHED = (errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOTSUP)
+_DIRECT = 1 << 18  # what begins with less is most likely small: the page cache is quicker to take it
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -59,31 +64,76 @@ def _fail(path: Path, key: str, error: OSError) -> NoReturn:
 
 
 class FileReader(ObjectReader):
-    """An open file. Whoever opened it closes the descriptor."""
+    """An open file. Whoever opened it calls `close`, and closes the descriptor.
 
-    def __init__(self, path: Path, key: str, fd: int, size: int) -> None:
+    Of large pieces, what the page cache has is taken from there, and the rest is read past it: a checkpoint
+    is read once, and would only displace what training keeps there.
+    """
+
+    def __init__(self, path: Path, key: str, fd: int, size: int, blocks: BlockPool) -> None:
         self.size = size
         self._path = path
         self._key = key
         self._fd = fd
+        self._blocks = blocks
+        self._lock = threading.Lock()
+        self._direct: DirectReads | None = None
+        self._asked = False
 
     def read_into(self, offset: int, out: Buffer) -> int:
-        view = out.data
-        done = 0
         with translated(self._path, self._key):
-            while done < view.nbytes:
-                count = os.preadv(self._fd, [view[done:]], offset + done)
-                if count == 0:
-                    break
-                done += count
-        return done
+            if out.nbytes < _DIRECT:
+                return _read(self._fd, offset, out)
+            done = _read(self._fd, offset, out, _CACHED)
+            if done == out.nbytes:
+                return done
+            direct = self._past_cache()
+            rest = out[done:]
+            if direct is None:
+                return done + _read(self._fd, offset + done, rest)
+            return done + direct.read_into(offset + done, rest)
+
+    def close(self) -> None:
+        """Lets go of what reading needed."""
+        if self._direct is not None:
+            self._direct.close()
+            self._direct = None
+
+    def _past_cache(self) -> DirectReads | None:
+        with self._lock:
+            if not self._asked:
+                self._asked = True
+                self._direct = DirectReads.of(self._fd, self._blocks)
+            return self._direct
+
+
+def _read(fd: int, offset: int, out: Buffer, flags: int = 0) -> int:
+    view = out.data
+    done = 0
+    while done < view.nbytes:
+        try:
+            count = os.preadv(fd, [view[done:]], offset + done, flags)
+        except OSError as error:
+            if flags and error.errno in _NOT_CACHED:
+                break
+            raise
+        if count == 0:
+            break
+        done += count
+    return done
 
 
 class FileWriter(ObjectWriter):
     """A temporary file beside its final name. Owns two descriptors: the file's and (from its making on) the
-    folder's."""
+    folder's.
 
-    def __init__(self, path: Path, key: str, folder: int) -> None:
+    A large file that is written from front to back, but for what stands before its beginning, goes past the
+    page cache if `blocks` are given: a checkpoint would only displace what training keeps there.
+    """
+
+    def __init__(self, path: Path, key: str, folder: int, blocks: BlockPool | None = None) -> None:
+        self._blocks = blocks
+        self._stream: BlockStream | None = None
         self._path = path
         self._key = key
         self._folder = folder
@@ -97,13 +147,37 @@ class FileWriter(ObjectWriter):
 
     def write(self, offset: int, data: Bytes) -> None:
         view = view_of(data)
+        if not view.nbytes:
+            return
         with translated(self._path, self._key):
+            if self._blocks is not None and self._stream is None and view.nbytes >= _DIRECT:
+                self._begin_stream(offset, self._blocks)
+            if self._stream is not None and offset == self._stream.position:
+                self._stream.write(view)
+                return
+            if self._stream is not None:
+                self._end_stream()
             while view.nbytes:
                 count = os.pwrite(self._fd, view, offset)
                 view, offset = view[count:], offset + count
 
+    def _begin_stream(self, offset: int, blocks: BlockPool) -> None:
+        self._blocks = None
+        if offset % ALIGN == 0 and go_direct(self._fd):
+            self._stream = BlockStream(self._fd, offset, blocks)
+
+    def _end_stream(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            try:
+                os.ftruncate(self._fd, stream.finish())
+            finally:
+                stream.abandon()
+            go_cached(self._fd)
+
     def commit(self) -> None:
         with translated(self._path, self._key):
+            self._end_stream()
             os.fsync(self._fd)  # an error here is final: the kernel may have dropped the pages
             self._take_name()
             try:
@@ -117,12 +191,16 @@ class FileWriter(ObjectWriter):
     def replace(self) -> None:
         """As `commit`, but takes the place of an object that is there."""
         with translated(self._path, self._key):
+            self._end_stream()
             os.fsync(self._fd)
             self._rename()
             sync_folder(self._folder)
         self._close()
 
     def discard(self) -> None:
+        if self._stream is not None:
+            self._stream.abandon()
+            self._stream = None
         if self._open:
             with suppress(OSError):
                 os.unlink(self._temporary, dir_fd=self._folder)

@@ -24,6 +24,7 @@ from ckpt_core.stores.contract import (
     check_key,
     is_key,
 )
+from ckpt_core.stores.direct import BlockPool
 from ckpt_core.stores.files import FileReader, FileWriter, new_temporary, sync_folder, translated
 
 __all__ = ["LocalStore"]
@@ -42,6 +43,7 @@ class LocalStore(Store):
         self.root = Path(os.path.abspath(root))
         self.url = self.root.as_uri()
         self._durable: set[tuple[str, ...]] = set()
+        self._blocks = BlockPool()
         with translated(self.root, ""), suppress(FileNotFoundError, NotADirectoryError):
             if not stat.S_ISDIR(os.stat(self.root).st_mode):
                 raise StoreError(
@@ -67,7 +69,11 @@ class LocalStore(Store):
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
                 raise StoreError(f"{self.root / key} is not a regular file", kind="not-a-file", key=key)
-            yield FileReader(self.root / key, key, fd, status.st_size)
+            reader = FileReader(self.root / key, key, fd, status.st_size, self._blocks)
+            try:
+                yield reader
+            finally:
+                reader.close()
         finally:
             os.close(fd)
 
@@ -156,7 +162,7 @@ class LocalStore(Store):
         *folders, _ = check_key(key)
         with self._translated(key):
             folder = self._make_folder(folders)
-        return FileWriter(self.root / key, key, folder)
+        return FileWriter(self.root / key, key, folder, self._blocks)
 
     def _walk(self, folder: int, prefix: str) -> Iterator[ObjectInfo]:
         with os.scandir(folder) as entries:

@@ -40,6 +40,9 @@ class TensorCodec(Protocol):
 
     All bytes are in C order and in the byte order that the spec's dtype names (little endian, but for
     numpy's big-endian type strings), as numpy `uint8` arrays of one dimension in host memory.
+
+    A codec may also have `hold(value) -> Buffer | None`: the bytes of `value` without a copy, if they stay as
+    they are for as long as the buffer lives, whatever is done to `value`. Then a save does not copy them.
     """
 
     name: str

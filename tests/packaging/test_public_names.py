@@ -36,6 +36,7 @@ EXPECTED = {
     "EverySteps",
     "Never",
     "OnImprovement",
+    "WithinOverhead",
     # what to keep
     "KeepAll",
     "KeepBest",

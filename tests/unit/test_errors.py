@@ -15,7 +15,7 @@ BUILTINS = {
     "CatalogError": RuntimeError, "CkptError": Exception, "CorruptionError": ValueError, "FormatError": ValueError,
     "HookError": RuntimeError, "MissingExtraError": ImportError, "NotFoundError": LookupError,
     "ObjectExistsError": FileExistsError, "ObjectNotFoundError": FileNotFoundError,
-    "SaveNotDoneError": RuntimeError, "StateError": TypeError, "StateMismatchError": ValueError,
+    "SaveFailedError": RuntimeError, "SaveNotDoneError": RuntimeError, "StateError": TypeError, "StateMismatchError": ValueError,
     "StoreError": OSError, "UsageError": ValueError,
 }  # fmt: skip
 

@@ -111,6 +111,7 @@ def test_the_policy_is_told_where_training_stands(wall):
             last_saved_epoch=None,
             lowest={"loss": 0.5},
             highest={"loss": 0.9},
+            saving=True,
         )
     ]
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
 from ckpt_core.pipeline import staging
-from ckpt_core.tree import flatten, registry
+from ckpt_core.tree import CodecRegistry, flatten, register_builtin, registry
+from ckpt_core.tree.builtin import NumpyCodec
 
 
 def flat(state):
@@ -19,6 +22,33 @@ def test_a_copy_does_not_change_with_the_live_tensors() -> None:
     live[:] = -1
     assert snapshot.tensors[0].data.tobytes() == np.arange(6, dtype=np.float32).tobytes()
     assert snapshot.nbytes == 24
+
+
+def test_what_a_codec_can_hold_on_to_is_not_copied() -> None:
+    class Frozen(np.ndarray):
+        """Nobody writes to it."""
+
+    class Codec(NumpyCodec):
+        name = "frozen"
+
+        def hold(self, value):
+            return self.view(value) if value.ndim == 1 else None
+
+    codecs = CodecRegistry()
+    register_builtin(codecs)
+    codecs.add_tensor(Codec(), Frozen)
+    one, two, three = np.arange(6.0), np.eye(2), np.ones(3)
+    snapshot = staging.copy(
+        flatten({"a": one.view(Frozen), "b": two.view(Frozen), "c": three}, codecs), staging.Arena()
+    )
+    held = [
+        np.shares_memory(tensor.data, live)
+        for tensor, live in zip(snapshot.tensors, (one, two, three), strict=True)
+    ]
+    assert held == [True, False, False]
+    assert [tensor.data.tobytes() for tensor in snapshot.tensors] == [
+        each.tobytes() for each in (one, two, three)
+    ]
 
 
 def test_a_borrowed_tensor_is_the_live_one() -> None:
@@ -43,13 +73,22 @@ def test_empty_and_scalar_tensors(stage) -> None:
     assert snapshot.tensors[1].data.view(np.float64)[0] == 2.5
 
 
-def test_tensors_start_aligned_and_do_not_overlap() -> None:
-    arrays = {str(i): np.full(size, i, np.uint8) for i, size in enumerate([1, 5000, 63, 64, 4096, 3])}
+def test_tensors_lie_as_in_a_pack_each_where_its_dtype_may_begin() -> None:
+    dtypes = [np.uint8, np.float32, np.uint8, np.float64, np.int16, np.float32]
+    arrays = {
+        str(i): np.full(size, i, dtype)
+        for i, (size, dtype) in enumerate(zip([1, 5000, 63, 64, 7, 3], dtypes, strict=True))
+    }
     snapshot = staging.copy(flat(arrays), staging.Arena())
+    places = []
     for tensor, array in zip(snapshot.tensors, arrays.values(), strict=True):
         address = tensor.data.__array_interface__["data"][0]
-        assert address % (4096 if array.nbytes >= 4096 else 64) == 0
+        assert address % array.itemsize == 0
         assert tensor.data.tobytes() == array.tobytes()
+        places.append((address, address + array.nbytes))
+    places.sort()
+    assert places[0][0] % 4096 == 0
+    assert all(end == begin for (_, end), (begin, _) in itertools.pairwise(places))
 
 
 def test_an_arena_is_used_again_and_grows() -> None:
