@@ -1,54 +1,68 @@
-"""Checkpoints for a training loop that one has written oneself, in four or five lines.
+"""Checkpoints for a training loop that one has written oneself, in four lines.
 
 `TorchCheckpointer` knows the loop's safe points and counts its steps and epochs. What it shares with other
-adapters is `ckpt_core.session`'s; how objects and data become state is `objects.py`'s and `loader.py`'s.
+adapters is `ckpt_core.session`'s; what the state of a loop is, `training.py`'s.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+import sys
+import weakref
+from collections.abc import Collection, Iterable, Iterator, MutableMapping, Sequence
 from signal import Signals
 from types import TracebackType
 from typing import Any, Self
 
-from ckpt_core import BaseHook, CheckpointManager, Session, UsageError
-from ckpt_core.policies import AnyOf, RetentionPolicy, SavePolicy, SavePolicyHook, save_policy_from
+from torch import nn
+
+from ckpt_core import AnyOf, BaseHook, CheckpointManager, Session, UsageError
+from ckpt_core.fitting import Renames
+from ckpt_core.opening import ManagerSource
+from ckpt_core.policies import RetentionPolicy, SavePolicy, SavePolicyHook, save_policy_from
 from ckpt_core.preemption import PREEMPTION_SIGNALS
 from ckpt_core.session import Resumption
-from ckpt_torch import objects as parts
+from ckpt_torch.leaving import LoopLeftError, left_by_choice
 from ckpt_torch.loader import ResumeData, TrackedLoader
-from ckpt_torch.rng import capture_rng, restore_rng
+from ckpt_torch.loop import Ends, Loop
+from ckpt_torch.training import Training, tracked
+from ckpt_torch.views import Epochs, LoopLoader
+from ckpt_torch.weights import start_from
+from ckpt_torch.wrappers import walk
 
 __all__ = ["TorchCheckpointer"]
 
 _log = logging.getLogger("ckpt_core.torch")
 
-_RESERVED = frozenset({"data", "gradients", "loop", "rng", "session", "state"})
-
 
 class TorchCheckpointer:
     """Saves a training loop while it runs and goes on exactly where an earlier run of it was stopped.
 
-        with TorchCheckpointer("checkpoints", experiment="digits", model=model, optimizer=optimizer,
-                               loader=loader, every_n_steps=50) as ckpt:
-            for epoch in ckpt.epochs(10):
-                for batch in ckpt.batches():
-                    ...
-                    ckpt.step(loss=loss.item())
+        ckpt = TorchCheckpointer("checkpoints", experiment="digits", model=model, optimizer=optimizer,
+                                 loader=loader, every_n_steps=50)
+        for epoch in ckpt.epochs(range(10)):
+            for batch in ckpt.loader:
+                ...
+
+    Made when everything else is made: it restores what there is to restore, at once. The training is over
+    when `epochs` is, or is left by `break` or `return`; an exception is noticed, too. Whoever wants to be
+    sure of either, or has no such loop, uses it in a `with` block, or calls `finish`.
 
     `model=`, `optimizer=`, `scheduler=`, `scaler=` and any other name: what has `state_dict` and
-    `load_state_dict`, or a list or dict of such; the name is its path in the checkpoint. `loader`: the
-    training data, one DataLoader or a dict of them. `state`: a dict of plain values that the loop changes
-    (the best loss, an early-stopping count), restored in place.
+    `load_state_dict`, or a list or dict of such; the name is its path in the checkpoint. Steps are counted
+    where an optimizer makes one. `loader`: the training data, one DataLoader or a dict of them. `state`: a
+    dict of plain values that the loop changes (the best loss, an early-stopping count), restored in place.
 
     `root`, `experiment`, `catalog`, `metric`, `mode`, `save_policy`, `retention`, `hooks`, `max_pending`,
-    `on_busy` are those of `CheckpointManager`; or give a `manager` that is there. `every_n_steps`,
-    `every_n_epochs` and `every_minutes` say when to save; whatever they say, the end is saved.
-    `resume`: `"auto"` (the newest checkpoint, if any), None (a new attempt) or a reference.
-    `resume_data`: how to go back to a position in the data, `"auto"`, `"skip"` or `"replay"`.
-    `signals` are those after which it saves and then lets the earlier handler go on.
+    `on_busy`, `on_save_error` are those of `CheckpointManager`; or give a `manager` that is there.
+    `every_n_steps`, `every_n_epochs` and `every_minutes` say when to save; whatever they say, the end is saved.
+    `resume`: `"auto"` (the newest checkpoint, if any), None (a new attempt) or a reference. `resume_data`:
+    how to go back to a position in the data, `"auto"`, `"skip"` or `"replay"`. `init_from`: the checkpoint
+    whose weights a training begins with that has nothing to resume, as `"other-experiment@best"`; `strict`
+    and `renames` are those of `load_weights`. `signals` are those after which it saves and then lets the
+    earlier handler go on.
     """
 
     def __init__(
@@ -67,288 +81,233 @@ class TorchCheckpointer:
         hooks: Iterable[BaseHook] = (),
         resume: str | None = "auto",
         resume_data: ResumeData = "auto",
+        init_from: str | None = None,
+        strict: bool = True,
+        renames: Renames | None = None,
         signals: Iterable[Signals] = PREEMPTION_SIGNALS,
         catalog: str | None = None,
         metric: str | None = None,
         mode: Any = None,
         max_pending: int | None = None,
         on_busy: Any = None,
+        on_save_error: Any = None,
         **objects: Any,
     ) -> None:
-        taken = _RESERVED & objects.keys()
-        if taken:
-            raise UsageError(
-                f"{', '.join(sorted(taken))}: the checkpointer keeps that name itself; choose another"
-            )
-        parts.check(objects)
-        self._objects = objects
-        self.state = {} if state is None else state
-        self._loaders = _tracked(loader, resume_data)
-        options: dict[str, Any] = {
-            "catalog": catalog, "metric": metric, "mode": mode, "max_pending": max_pending, "on_busy": on_busy,
-            "retention": tuple(retention), "hooks": tuple(hooks),
-        }  # fmt: skip
-        self._owned, self.manager = _manager(root, experiment, manager, options)
         policy = save_policy_from(every_n_steps, every_n_epochs, every_minutes)
-        self.manager.hooks.register_hook(
-            SavePolicyHook(AnyOf(save_policy, policy) if save_policy else policy)
-        )
-        self._resume = resume
-        self.session = Session(self.manager, signals=signals)
-        self._gradients = parts.Gradients(objects)
-        self.global_step = 0
-        self.epoch = 0
-        self._asked: dict[str, int] = {}
-        self._asked_before: dict[str, int] = {}
-        self._rng: Mapping[str, Any] | None = None
-        self._resumed_gradients: Mapping[str, Any] | None = None
-        self._between = True
-        self._iteration_done = False
-        self._walking = 0
-
-    # -- beginning and end ------------------------------------------------------------------------
-
-    def __enter__(self) -> Self:
+        self._source = ManagerSource(
+            root, experiment, manager, call="TorchCheckpointer", catalog=catalog, metric=metric, mode=mode,
+            max_pending=max_pending, on_busy=on_busy, on_save_error=on_save_error,
+            retention=tuple(retention), hooks=tuple(hooks),
+        )  # fmt: skip
+        self.state: MutableMapping[str, Any] = {} if state is None else state
+        self._training = Training(objects, self.state, tracked(loader, resume_data))
+        self._policy = SavePolicyHook(AnyOf(save_policy, policy) if save_policy else policy)
+        self._within = self._begun = self._ended = False
+        reference = weakref.ref(self)
+        self._at_exit = lambda: _fail_at_exit(reference)
         try:
-            resumption = self.session.resume(self._resume)
+            self.session = Session(self.manager, signals=signals)
+            ends = Ends(self._begin, self._over, self._left, self._fail)
+            self._loop = Loop(self._training, self.session, ends)
+            resumption = self.session.resume(resume)
             if resumption.state is not None:
-                self._restore(resumption.state)
-            self.session.begin(self.global_step, self.epoch)
+                self._training.restore(resumption.state)
+            elif init_from is not None:
+                found = (pair for name, value in objects.items() for pair in walk(name, value))
+                models = {path: each for path, each in found if isinstance(each, nn.Module)}
+                start_from(models, self.manager, init_from, strict=strict, renames=renames)
         except BaseException:
             self._close()
             raise
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if error is None:
-                self.session.finish(self.global_step, self.epoch, self._capture)
-            else:
-                self.session.fail(error, self.global_step, self.epoch)
-        finally:
-            self._close()
+    # -- what users look at -----------------------------------------------------------------------
+
+    @property
+    def manager(self) -> CheckpointManager:
+        """The manager; one of our own is closed at the end of the training, and opened again when asked for."""
+        return self._source.manager
 
     @property
     def resumption(self) -> Resumption:
         """How this run began: `kind` (`fresh`, `resumed`, ...), `step`, and the `checkpoint` if there was one."""
         return self.session.resumption
 
+    @property
+    def global_step(self) -> int:
+        """Steps made so far, those of earlier runs included."""
+        return self._training.step
+
+    @property
+    def epoch(self) -> int:
+        """The number of the epoch that is going on, or comes next."""
+        return self._training.epoch
+
+    @property
+    def loader(self) -> LoopLoader:
+        """The loader, to be iterated over in the training loop. Of several, see `loaders`."""
+        return LoopLoader(self, self._find(None))
+
+    @property
+    def loaders(self) -> dict[str, LoopLoader]:
+        """The loaders by name, to be iterated over in the training loop."""
+        return {name: LoopLoader(self, each) for name, each in self._training.loaders.items()}
+
+    @property
+    def batch(self) -> int:
+        """The number in its epoch of the batch that comes next: `enumerate(ckpt.loader, ckpt.batch)`."""
+        return self._find(None).upcoming
+
+    # -- beginning and end ------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        self._within = True
+        self._begin()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.finish()
+        else:
+            self._fail(error)
+
+    def finish(self) -> None:
+        """Training is over: the last save, if it was not made, and everything durable. May be repeated.
+
+        Only for a loop that is neither over with `epochs` or `steps` nor in a `with` block. Raises what
+        prevented the last save, and SaveFailedError for earlier ones where `on_save_error` asks for it.
+        """
+        if self._ended:
+            return
+        self._begin()
+        self._ended = True
+        try:
+            self._loop.count()
+            self.session.finish(self.global_step, self.epoch, self._training.capture)
+        finally:
+            self._close()
+
     # -- the loop ---------------------------------------------------------------------------------
 
-    def epochs(self, total: int) -> Iterator[int]:
-        """Numbers of the epochs that are left of `total`, from 0. A safe point lies between two of them.
+    def epochs(self, total: int | Sequence[int]) -> Epochs:
+        """The epochs that are left of `range(10)`, or of that many. A safe point lies between two of them.
 
-        In an epoch that is resumed in its midst, `batches` goes on where it was; what the loop's own
+        In an epoch that is resumed in its midst, the loader goes on where it was; what the loop's own
         variables held is gone, unless it is in `state`.
         """
-        self._asked["epochs"] = total
-        if self._complete("epochs", total):
-            return
-        while self.epoch < total:
-            if self._between:
-                self._restore_rng()
-                self.session.epoch_begin(self.global_step, self.epoch)
-                self._between = False
-            yield self.epoch
-            self._end_epoch()
+        numbers = range(total) if isinstance(total, int) else total
+        if not isinstance(numbers, Sequence):
+            raise UsageError(f"epochs({total!r}): give a number or a range, as in epochs(range(10))")
+        return Epochs(lambda: self._loop.epochs(numbers), lambda: max(0, len(numbers) - self.epoch))
 
     def steps(self, total: int) -> Iterator[int]:
-        """Numbers of the steps that are left of `total`, from 0, for loops without a data loader.
+        """Numbers of the steps that are left of `total`, from 0, for loops without epochs.
 
         Each turn is one step; call `step` in it to report metrics. A safe point lies between two of them.
         """
-        self._asked["steps"] = total
-        if self._complete("steps", total):
-            return
-        self._walking += 1
-        try:
-            while self.global_step < total:
-                self._restore_rng()
-                self._safe_point()
-                step = self.global_step
-                self._begin_iteration()
-                yield step
-                if self.global_step == step:
-                    self.step()
-            self._safe_point(finished=True)
-        finally:
-            self._walking -= 1
+        return self._loop.steps(total)
 
     def batches(self, loader: Any = None) -> Iterator[Any]:
         """The batches that are left of this epoch, of the only loader or of the one that is named.
 
-        A loader is named by itself or by its name in the dict of loaders. A safe point lies between two
-        batches, when `step` was called for the first of them.
+        The same as `loader`, and for several `loaders`: one is named by itself or by its name in the dict. A
+        safe point lies between two batches, when a step was made with the first of them.
         """
-        tracked = self._find(loader)
-        self._between = False
-        self._restore_rng()
-        iterator = iter(tracked)
-        self._walking += 1
-        try:
-            while True:
-                moment = self._moment()
-                try:
-                    batch = next(iterator)
-                except StopIteration:
-                    return
-                except Exception:
-                    self._save(moment)  # the state is as good as before the fetch
-                    raise
-                self._save(moment)
-                self._begin_iteration()
-                yield batch
-        finally:
-            self._walking -= 1
+        return self._loop.batches(self._find(loader))
 
     def step(self, **metrics: Any) -> None:
-        """One step is done, at the end of an iteration: counts it, records its metrics, saves if it is time.
+        """One step is done, at the end of an iteration: records its metrics, saves if it is time.
 
-        With accumulated gradients call it once for each step of the optimizer. The save itself is made
-        when the iteration is over.
+        An iteration in which an optimizer makes a step is one, whether this is called or not. The save
+        itself is made when the iteration is over.
         """
-        self.global_step += 1
-        self._iteration_done = True
-        self.session.step_end(self.global_step, self.epoch, _numbers(metrics))
-        if not self._walking:
-            self._safe_point()
+        self._loop.step(metrics)
 
     def evaluated(self, **metrics: Any) -> None:
         """The weights as they are now were evaluated: these metrics are what `best` goes by."""
-        self.session.evaluate_end(self.global_step, self.epoch, _numbers(metrics))
+        self._loop.evaluated(metrics)
 
     def save(self, reason: str = "asked for") -> None:
         """Ask for a save, made at the next safe point."""
         self.session.request(reason)
 
-    # -- safe points ------------------------------------------------------------------------------
+    # -- details ----------------------------------------------------------------------------------
 
-    def _moment(self) -> dict[str, Any] | None:
-        """What a fetch of data would change, if there is a save to be made; before it is made."""
-        if not (self._iteration_done and self.session.due):
-            return None
-        moment = {"rng": capture_rng(), "data": self._positions()}
-        if self.session.preempted is not None:  # no time for a fetch, for which workers may be gone
-            self._save(moment)
-            return None
-        return moment
+    def _begin(self) -> None:
+        if self._ended:
+            raise UsageError("this training is over: make another TorchCheckpointer to go on", kind="ended")
+        if self._begun:
+            return
+        self._begun = True
+        atexit.register(self._at_exit)
+        lineage = self.manager.checkpoints(all_lineages=False) if self.resumption.step else []
+        self._policy.remember(lineage)
+        self.manager.hooks.register_hook(self._policy)
+        self.session.begin(self.global_step, self.epoch)
 
-    def _save(self, moment: Mapping[str, Any] | None) -> None:
-        if moment is not None:
-            self.session.safe_point(self.global_step, self.epoch, lambda: self._capture(moment))
+    def _over(self) -> None:
+        if not self._within:
+            self.finish()
 
-    def _safe_point(self, *, finished: bool = False) -> None:
-        if self.session.due:
-            self.session.safe_point(self.global_step, self.epoch, self._capture, finished=finished)
+    def _left(self, advanced: Collection[int]) -> None:
+        """The loop was dropped before its end. Nothing that is raised here is heard."""
+        if self._within or self._ended:
+            return
+        # From here back: the generator that is being closed, and who closes it.
+        chosen = left_by_choice(sys._getframe(1).f_back, advanced)
+        if chosen:
+            try:
+                self.finish()
+            except Exception as error:
+                _log.error("the end of the training was not saved as it should be: %s", error)
+        elif chosen is False:
+            self._fail(LoopLeftError("an exception"))
+        # Else finish() may still be called, and if it is not, the end of the process is noticed.
 
-    def _begin_iteration(self) -> None:
-        if self._iteration_done:
-            self._gradients.begin_iteration()
-        self._iteration_done = False
+    def _fail(self, error: BaseException) -> None:
+        """Saves the last good state, if it is still there; raises nothing."""
+        if self._ended:
+            return
+        self._ended = True
+        begun, now = self.resumption.step, self.global_step
+        state = self._training.guard.state()
+        if state is not None and state["loop"]["step"] != now:
+            state = None
+        if state is None and now > begun:
+            _log.warning(
+                "%s came when the state was no longer that of any moment between two iterations: what was not "
+                "saved before is lost", type(error).__name__,
+            )  # fmt: skip
+        try:
+            # Before the first step there is nothing worth a checkpoint.
+            capture = None if state is None or now == begun else lambda: state
+            self.session.fail(error, now, self.epoch, capture)
+        finally:
+            self._close()
 
-    def _end_epoch(self) -> None:
-        self.epoch += 1
-        self._between = True
-        self.session.epoch_end(self.global_step, self.epoch - 1)
-        self._safe_point(finished=self.epoch == self._asked["epochs"])
-
-    # -- state ------------------------------------------------------------------------------------
-
-    def _capture(self, moment: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        moment = moment if moment is not None else {"rng": capture_rng(), "data": self._positions()}
-        return {
-            **{name: parts.capture(value) for name, value in self._objects.items()},
-            "gradients": self._gradients.capture(),
-            "state": dict(self.state),
-            "loop": {
-                "step": self.global_step, "epoch": self.epoch, "between": self._between,
-                "asked": self._asked_before | self._asked,
-            },
-            **moment,
-        }  # fmt: skip
-
-    def _positions(self) -> dict[str, Any]:
-        return {name: each.position(between=self._between) for name, each in self._loaders.items()}
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        loop = state["loop"]
-        for name, value in self._objects.items():
-            if name not in state:
-                _log.warning("%s is not in the checkpoint: it starts as it is", name)
-                continue
-            parts.restore(name, value, state[name])
-        left = state.keys() - self._objects.keys() - _RESERVED
-        if left:
-            _log.warning("in the checkpoint, but not given to the checkpointer: %s", ", ".join(sorted(left)))
-        self.state.update(state["state"])
-        self.global_step, self.epoch, self._between = loop["step"], loop["epoch"], loop["between"]
-        self._asked_before = loop["asked"]
-        self._gradients.restore(state["gradients"])
-        for name, tracked in self._loaders.items():
-            if name in state["data"]:
-                tracked.resume(state["data"][name])
-        self._rng = state["rng"]
-
-    def _restore_rng(self) -> None:
-        """At the first batch, or at the first epoch: what was drawn while everything was set up is undone."""
-        if self._rng is not None:
-            for tracked in self._loaders.values():
-                tracked.go()
-            for missing in restore_rng(self._rng):
-                _log.warning("%s is in the checkpoint, but cannot be restored here", missing)
-            self._rng = None
-
-    def _complete(self, what: str, total: int) -> bool:
-        # Stopped early is complete, too, until more is asked for than then.
-        complete = self.resumption.kind == "complete" and total <= self._asked_before.get(what, 0)
-        if complete:
-            self._restore_rng()
-            self.session.nothing_to_do()
-        return complete
+    def _close(self) -> None:
+        self._training.close()
+        atexit.unregister(self._at_exit)
+        if self._begun:
+            self.session.close()
+        if self._begun and not self._source.owned:
+            self.manager.hooks.unregister_hook(self._policy)
+        self._source.close()
 
     def _find(self, loader: Any) -> TrackedLoader:
-        for name, tracked in self._loaders.items():
-            if loader is tracked.loader or loader == name or (loader is None and len(self._loaders) == 1):
-                return tracked
-        known = ", ".join(self._loaders) or "there are none"
+        loaders = self._training.loaders
+        for name, each in loaders.items():
+            if loader is each.loader or loader == name or (loader is None and len(loaders) == 1):
+                return each
+        known = ", ".join(loaders) or "there are none"
         raise UsageError(
             f"which loader? give the checkpointer loader=..., or name one of those it has ({known})",
             kind="loader",
         )
 
-    def _close(self) -> None:
-        self._gradients.close()
-        self.session.close()
-        if self._owned:
-            self.manager.close()
 
-
-def _manager(
-    root: Any, experiment: str | None, manager: CheckpointManager | None, options: Mapping[str, Any]
-) -> tuple[bool, CheckpointManager]:
-    """Whether the manager is our own, and the manager."""
-    given = {name: value for name, value in options.items() if value not in (None, ())}
-    if manager is not None:
-        if root is not None or experiment is not None or given:
-            extra = ["root"] * (root is not None) + ["experiment"] * (experiment is not None) + list(given)
-            raise UsageError(
-                f"with manager=, these are the manager's to say: {', '.join(extra)}", kind="manager"
-            )
-        return False, manager
-    if root is None or experiment is None:
-        raise UsageError('say where to save: TorchCheckpointer("checkpoints", experiment="...")', kind="root")
-    return True, CheckpointManager(root, experiment=experiment, **given)
-
-
-def _tracked(loader: Any, resume_data: ResumeData) -> dict[str, TrackedLoader]:
-    if loader is None:
-        return {}
-    named = dict(loader) if isinstance(loader, Mapping) else {"train": loader}
-    return {name: TrackedLoader(each, name=name, resume_data=resume_data) for name, each in named.items()}
-
-
-def _numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Tensors of one value as numbers; what is none is left for the manager to refuse."""
-    return {name: value.item() if hasattr(value, "item") else value for name, value in metrics.items()}
+def _fail_at_exit(reference: weakref.ref[TorchCheckpointer]) -> None:
+    ckpt = reference()
+    if ckpt is not None:
+        ckpt._fail(LoopLeftError("the end of the process"))

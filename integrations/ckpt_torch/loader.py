@@ -78,6 +78,7 @@ class TrackedLoader:
         self._marks: deque[dict[str, Any]] = deque(maxlen=lookahead or None)
         self._pending: Position | None = None
         self._ready: Iterator[Any] | None = None
+        self._over = self._resting = True
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -85,6 +86,17 @@ class TrackedLoader:
     def __iter__(self) -> Iterator[Any]:
         ready, self._ready = self._ready, None
         return ready if ready is not None else self._begin_iteration()
+
+    @property
+    def upcoming(self) -> int:
+        """The number in its pass of the batch that comes next; 0 between two passes."""
+        if self._pending is not None:
+            return int(self._pending["delivered"]) if self._pending["started"] else 0
+        return 0 if self._over else self.delivered
+
+    def rest(self) -> None:
+        """The pass that was begun is behind: the next iteration begins another, however far this one came."""
+        self._over = self._resting = True
 
     def go(self) -> None:
         """Go to the position that is to be resumed now, and not when the iteration is asked for.
@@ -108,16 +120,18 @@ class TrackedLoader:
         else:
             iterator = self._resumed(position, buffered)
         self.started = True
+        self._over = self._resting = False
         return _Batches(self, iterator, buffered)
 
     def position(self, *, ahead: int = 0, between: bool = False) -> Position:
         """Where the next batch would be fetched, as a plain value.
 
         `ahead` batches have been fetched that the training loop has not been given yet. With `between` the
-        present epoch is over, however far it came.
+        present epoch is over, however far it came, as after `rest`.
         """
         if self._pending is not None:
             return self._pending
+        between |= self._resting
         if self.stateful:
             started = self.started and not between
             return {
@@ -377,6 +391,6 @@ class _Batches:
             if not self._ended:
                 return self._tracked.fetch(self._iterator)
         except StopIteration:
-            self._ended = True
+            self._ended = self._tracked._over = True
             self._tracked.passes += 1
         raise StopIteration

@@ -1,50 +1,34 @@
-"""What a plain training loop is made of, as state and back: anything with `state_dict`, and its gradients.
+"""What a plain training loop is made of, as state and back: anything with `state_dict`.
 
-Random states are `rng.py`'s, data `loader.py`'s.
+Gradients are `gradients.py`'s, random states `rng.py`'s, data `loader.py`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from ckpt_core.errors import StateMismatchError, UsageError
+from ckpt_torch.gradients import Gradients
+from ckpt_torch.wrappers import plain_name, unwrapped, walk
 
-__all__ = ["Gradients", "capture", "check", "mend_dtypes", "plain_name", "restore", "unwrapped", "walk"]
+__all__ = [
+    "Gradients",
+    "Kept",
+    "capture",
+    "check",
+    "mend_dtypes",
+    "plain_name",
+    "restore",
+    "unwrapped",
+    "walk",
+]
 
-_COMPILED = "_orig_mod."
-
-
-def unwrapped(value: Any) -> Any:
-    """The module inside of `torch.compile`, DataParallel or DDP, so that names do not depend on them."""
-    while isinstance(value, nn.Module):
-        inner = getattr(value, "_orig_mod", None)
-        if inner is None and isinstance(value, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            inner = value.module
-        if inner is None:
-            break
-        value = inner
-    return value
-
-
-def plain_name(name: str) -> str:
-    """The name of a weight as it is without `torch.compile`, which puts a word before those of what it compiles."""
-    return name.replace(f".{_COMPILED}", ".").removeprefix(_COMPILED) if _COMPILED in name else name
-
-
-def walk(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """The objects in `value`, which may be a list or dict of them, with their paths."""
-    if isinstance(value, Mapping) and not hasattr(value, "state_dict"):
-        for key, item in value.items():
-            yield from walk(f"{name}/{key}", item)
-    elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            yield from walk(f"{name}/{index}", item)
-    elif value is not None:
-        yield name, unwrapped(value)
+Kept = Mapping[tuple[int, str], torch.Tensor]
+"""Values to be captured in place of what modules hold: by the `id` of the module, and the name in its state."""
 
 
 def check(objects: Mapping[str, Any]) -> None:
@@ -60,17 +44,20 @@ def check(objects: Mapping[str, Any]) -> None:
                 )
 
 
-def capture(value: Any) -> Any:
-    """The state of an object, or of a list or dict of them. Tensors in it are the live ones."""
+def capture(value: Any, kept: Kept | None = None) -> Any:
+    """The state of an object, or of a list or dict of them. Tensors in it are the live ones, but for those kept."""
     if isinstance(value, Mapping) and not hasattr(value, "state_dict"):
-        return {key: capture(item) for key, item in value.items()}
+        return {key: capture(item, kept) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [capture(item) for item in value]
+        return [capture(item, kept) for item in value]
     if value is None:
         return None
     item = unwrapped(value)
     state = item.state_dict()
-    return {plain_name(key): each for key, each in state.items()} if isinstance(item, nn.Module) else state
+    if not isinstance(item, nn.Module):
+        return state
+    instead = kept or {}
+    return {plain_name(key): instead.get((id(item), key), each) for key, each in state.items()}
 
 
 def restore(name: str, value: Any, state: Any) -> None:
@@ -136,60 +123,3 @@ def mend_dtypes(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> N
                 and saved.dtype != there.dtype
             ):
                 live[key] = saved.to(device=there.device, copy=True)
-
-
-class Gradients:
-    """Whether gradients at a safe point are worth keeping, and how they come back.
-
-    Those of an optimizer that made no step in the last iteration are the sum of what was accumulated, and
-    are saved. After a step they will be cleared before they are used; only which parameters had one is
-    kept, since an optimizer passes over a parameter without a gradient but not over one whose gradient is
-    zero.
-    """
-
-    def __init__(self, objects: Mapping[str, Any]) -> None:
-        items = [pair for name, value in objects.items() for pair in walk(name, value)]
-        self._modules = {path: item for path, item in items if isinstance(item, nn.Module)}
-        optimizers = [item for _, item in items if isinstance(item, torch.optim.Optimizer)]
-        self._hooks = [optimizer.register_step_post_hook(self._note_step) for optimizer in optimizers]
-        self._stepped: set[int] = set()
-
-    def begin_iteration(self) -> None:
-        """An iteration of the training loop begins."""
-        self._stepped.clear()
-
-    def capture(self) -> dict[str, Any]:
-        """The gradients that are accumulated, and the names of the other parameters that have one."""
-        parameters = list(self._parameters())
-        holding = {name: each.grad for name, each in parameters if each.grad is not None}
-        spent = {name for name, each in parameters if id(each) in self._stepped}
-        everything = len(holding) == len(parameters) and holding.keys() <= spent
-        return {
-            "accumulated": {name: grad for name, grad in holding.items() if name not in spent},
-            "held": True if everything else sorted(spent & holding.keys()),
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Put back what `capture` gave."""
-        for name, parameter in self._parameters():
-            saved = state["accumulated"].get(name)
-            if saved is not None:
-                parameter.grad = saved.to(device=parameter.device, copy=True)
-            elif state["held"] is True or name in state["held"]:
-                parameter.grad = torch.zeros_like(parameter)
-            else:
-                parameter.grad = None
-
-    def close(self) -> None:
-        """Takes its hooks off the optimizers."""
-        for hook in self._hooks:
-            hook.remove()
-
-    def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        for path, module in self._modules.items():
-            for name, parameter in module.named_parameters():
-                if parameter.requires_grad:
-                    yield f"{path}/{name}", parameter
-
-    def _note_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        self._stepped.update(id(each) for group in optimizer.param_groups for each in group["params"])

@@ -16,9 +16,9 @@ from torch import nn
 
 from ckpt_core import CheckpointManager, StateMismatchError, UsageError
 from ckpt_core.fitting import Renames, Shape, WeightsReport, fit
-from ckpt_torch.objects import plain_name, unwrapped
+from ckpt_torch.wrappers import plain_name, unwrapped
 
-__all__ = ["Renames", "WeightsReport", "fit_weights", "load_weights"]
+__all__ = ["Renames", "WeightsReport", "fit_weights", "load_weights", "start_from"]
 
 _log = logging.getLogger("ckpt_core.torch")
 
@@ -43,7 +43,35 @@ def load_weights(
     loaded; without, what fits is loaded and the report says what does not. `part`: the path of the weights in
     the checkpoint, where it holds those of several models. Raises NotFoundError and CorruptionError, too.
     """
-    saved = _read(manager, ref, _HOMES if part is None else (part,))
+    return _load(model, manager, ref, _HOMES if part is None else (part,), strict, renames)
+
+
+def start_from(
+    models: Mapping[str, nn.Module],
+    manager: CheckpointManager,
+    ref: str,
+    *,
+    strict: bool = True,
+    renames: Renames | None = None,
+) -> None:
+    """The weights that a training begins with, into each of its models; each looks for its own path first.
+
+    Several models take only what is theirs. See `load_weights`.
+    """
+    for path, model in models.items():
+        homes = (path, *_HOMES) if len(models) == 1 else (path,)
+        _load(model, manager, ref, homes, strict, renames)
+
+
+def _load(
+    model: nn.Module,
+    manager: CheckpointManager,
+    ref: str,
+    homes: tuple[str, ...],
+    strict: bool,
+    renames: Renames | None,
+) -> WeightsReport:
+    saved = _read(manager, ref, homes)
     report = fit_weights(model, saved, strict=strict, renames=renames)
     report = replace(report, checkpoint=manager.loaded)
     _log.log(logging.INFO if report.ok else logging.WARNING, "weights of %s: %s", ref, report)
@@ -98,8 +126,8 @@ def _read(manager: CheckpointManager, ref: str, homes: tuple[str, ...]) -> Mappi
     branches = list(dict.fromkeys(path.rpartition("/")[0] or path for path in tensors))
     known = ", ".join(branches[:_SHOWN]) + (", ..." if len(branches) > _SHOWN else "")
     raise UsageError(
-        f"the checkpoint has no weights of one model at {' or '.join(homes)}; it has tensors at {known}: say which "
-        'with part="..."',
+        f"the checkpoint has no weights of one model at {' or '.join(dict.fromkeys(homes))}; it has tensors at "
+        f'{known}: say which with part="..."',
         kind="part",
     )
 
