@@ -8,11 +8,13 @@ import platform
 import re
 import socket
 import sys
+import threading
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["actor", "environment", "provenance", "version_of"]
+__all__ = ["actor", "cores", "environment", "provenance", "version_of", "yield_to_others"]
 
 _FRAMEWORKS = (
     "torch", "lightning", "pytorch_lightning", "jax", "keras", "tensorflow", "transformers", "numpy",
@@ -39,6 +41,24 @@ def version_of(distribution: str) -> str | None:
         return version(distribution)
     except PackageNotFoundError:
         return None
+
+
+def cores() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def yield_to_others(by: int = 10) -> None:
+    """Has this thread, and those that it starts, give way to others where there are not processors for all.
+
+    On Linux, where a thread has a priority of its own; elsewhere it would be that of the process.
+    """
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + by)
 
 
 def actor() -> str:

@@ -14,8 +14,10 @@ from types import TracebackType
 from typing import Any, Literal, Self, final
 
 from ckpt_core import ids
+from ckpt_core.config import cores
 from ckpt_core.errors import CkptError, SaveFailedError, UsageError
 from ckpt_core.format.documents import Manifest
+from ckpt_core.format.hashing import Algorithm
 from ckpt_core.format.names import check_name
 from ckpt_core.hooks import BaseHook, HookContext, HookEvent, HookManager
 from ckpt_core.model import Attempt, Checkpoint, Decision
@@ -27,6 +29,7 @@ from ckpt_core.pipeline.retaining import Retention
 from ckpt_core.pipeline.saving import Saver, SaveRequest
 from ckpt_core.pipeline.workspace import Workspace
 from ckpt_core.policies import RetentionPolicy, SavePolicy, SavePolicyHook
+from ckpt_core.repository import check_options
 from ckpt_core.stores import Store
 from ckpt_core.tracker import MetricLog, as_metrics
 from ckpt_core.tree import flatten, registry
@@ -49,7 +52,10 @@ class CheckpointManager(Library):
     `save_policy` asks for saves at training events (adapters and sessions fire them); `retention` are
     policies of which any one keeps a checkpoint, and without which everything is kept; `hooks` react to
     events. At most `max_pending` saves wait to be written; `on_busy` says what a further one does: `wait`,
-    `skip`, or `replace` one not begun. `on_save_error`: a failed save never stops training and does not
+    `skip`, or `replace` one not begun. At most `staged_bytes` of memory hold copies of states: training waits
+    for a save whose copy would not fit. `save_threads` hash while training runs (half the cores, 4 at most);
+    they give way to it. `chunk_bytes` (8 MiB) and `digest` (`"sha256"`) are what a new store is made with, and
+    hold for all of it. `on_save_error`: a failed save never stops training and does not
     show in the exit code (`report`), unless it is to be raised at the end (`raise`) or at once (`stop`).
 
     Use it in a `with` block or call `close`, which waits for pending saves. Thread-safe, but for `save`,
@@ -70,6 +76,10 @@ class CheckpointManager(Library):
         hooks: Iterable[BaseHook] = (),
         max_pending: int = 1,
         on_busy: OnBusy = "wait",
+        staged_bytes: int | None = None,
+        save_threads: int | None = None,
+        chunk_bytes: int | None = None,
+        digest: Algorithm | None = None,
         on_save_error: OnSaveError = "report",
     ) -> None:
         # First what needs no store: a call that means nothing leaves no folder behind.
@@ -79,11 +89,14 @@ class CheckpointManager(Library):
             raise UsageError(
                 f"on_save_error={on_save_error!r} must be 'report', 'raise' or 'stop'", kind="option"
             )
+        threads = _checked(save_threads, "save_threads") or max(1, min(4, cores() // 2))
+        staged_bytes = _checked(staged_bytes, "staged_bytes")
+        check_options(chunk_bytes, digest)
         self._queue = SaveQueue(max_pending, on_busy)
         manager = HookManager(hooks)
         if save_policy is not None:
             manager.register_hook(SavePolicyHook(save_policy))
-        workspace = Workspace.open(root, catalog=catalog, create=True)
+        workspace = Workspace.open(root, catalog=catalog, create=True, chunk_bytes=chunk_bytes, digest=digest)
         workspace.index.connect()
         super().__init__(workspace, experiment, manager, metric, mode)
         self.save_policy = save_policy
@@ -92,7 +105,7 @@ class CheckpointManager(Library):
         self._saver = Saver(
             workspace, experiment, manager, self._metrics.flush, self._is_best, self._retention.apply
         )
-        self._intake = Intake(self._queue, self._saver)
+        self._intake = Intake(self._queue, self._saver, threads=threads, staged_bytes=staged_bytes)
         self._lock = threading.RLock()
         self._attempt: Attempt | None = None
         self._last_step: int | None = None
@@ -322,6 +335,12 @@ class CheckpointManager(Library):
                 "this manager belongs to the process that this one was forked from: open another one here",
                 kind="forked",
             )
+
+
+def _checked(number: int | None, name: str) -> int | None:
+    if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+        raise UsageError(f"{name}={number!r} must be a whole number, 1 or more", kind="option")
+    return number
 
 
 def _close_at_exit(reference: weakref.ref[CheckpointManager]) -> None:

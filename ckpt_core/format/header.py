@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from ckpt_core.errors import CkptError, CorruptionError, FormatError
+from ckpt_core.format.hashing import ALGORITHMS
 from ckpt_core.format.sealed import DIGEST_LENGTH, FORMAT, digest_text
 from ckpt_core.model import Buffer, TensorSpec
 
@@ -92,7 +93,7 @@ def read_header(read: Callable[[int, int], Buffer], size: int, where: str) -> Pa
 def _parsed(raw: bytes, size: int, where: str) -> PackHeader:
     rows = msgspec.json.decode(raw[8:], type=dict[str, msgspec.Raw])
     metadata = msgspec.json.decode(rows.pop("__metadata__"), type=dict[str, str])
-    if int(metadata["ckpt.format"]) > FORMAT or metadata["ckpt.digest"] != "sha256":
+    if int(metadata["ckpt.format"]) > FORMAT or metadata["ckpt.digest"] not in ALGORITHMS:
         raise FormatError(
             f"pack {where} is of format {metadata['ckpt.format']!r} with digests by "
             f"{metadata['ckpt.digest']!r}: upgrade ckpt-core",

@@ -120,9 +120,17 @@ class PackWriter:
     once, and only when there is something to write.
     """
 
-    def __init__(self, create: Callable[[], Sink], *, checkpoint: str, chunk_bytes: int, bound: int) -> None:
+    def __init__(
+        self,
+        create: Callable[[], Sink],
+        *,
+        checkpoint: str,
+        chunk_bytes: int,
+        bound: int,
+        algorithm: str = "sha256",
+    ) -> None:
         self._create = create
-        self._facts = {"ckpt.format": str(FORMAT), "ckpt.checkpoint": checkpoint, "ckpt.digest": "sha256",
+        self._facts = {"ckpt.format": str(FORMAT), "ckpt.checkpoint": checkpoint, "ckpt.digest": algorithm,
                        "ckpt.chunk_bytes": str(chunk_bytes)}  # fmt: skip
         self._bound = min(bound, (HEADER_LIMIT + 8) // PAGE * PAGE)
         self._runs: list[_Run] = []

@@ -10,11 +10,11 @@ import msgspec
 
 from ckpt_core.errors import CkptError, CorruptionError, ObjectExistsError
 from ckpt_core.format.documents import Chunk, Forward, ForwardRow, Manifest, PackRecord, Shard
+from ckpt_core.format.hashing import digest_of
 from ckpt_core.format.pack import PackHeader, PackWriter, Piece, StoredChunk, header_bound, read_header
 from ckpt_core.format.sealed import seal
 from ckpt_core.model import Buffer
 from ckpt_core.repository import Repository, layout
-from ckpt_core.repository.digests import digest_of
 from ckpt_core.stores import ObjectReader, ObjectWriter
 
 __all__ = ["is_rewritten", "rebased", "rewrite", "serves", "successor"]
@@ -92,7 +92,7 @@ def _copy(
     chunks = [chunk for chunk in header.chunks if chunk.offset in live]
     if {chunk.offset for chunk in chunks} != live:
         raise CorruptionError(f"pack {name} lacks chunks that manifests name", key=layout.pack_key(name))
-    chunk_bytes = repository.document.chunk_bytes
+    chunk_bytes, algorithm = repository.document.chunk_bytes, repository.document.digest
     writers: list[ObjectWriter] = []
 
     def create() -> ObjectWriter:
@@ -100,10 +100,12 @@ def _copy(
         return writers[0]
 
     bound = header_bound({(chunk.path, chunk.spec) for chunk in chunks}, chunk_bytes)
-    pack = PackWriter(create, checkpoint=header.checkpoint, chunk_bytes=chunk_bytes, bound=bound)
+    pack = PackWriter(
+        create, checkpoint=header.checkpoint, chunk_bytes=chunk_bytes, bound=bound, algorithm=algorithm
+    )
     try:
         for chunk in chunks:
-            pack.append(_piece(reader.read, chunk, name), chunk.digest)
+            pack.append(_piece(reader.read, chunk, name, algorithm), chunk.digest)
         pack.finish()
         writers[0].commit()
     finally:
@@ -111,9 +113,9 @@ def _copy(
             writer.discard()
 
 
-def _piece(read: Callable[[int, int], Buffer], chunk: StoredChunk, name: str) -> Piece:
+def _piece(read: Callable[[int, int], Buffer], chunk: StoredChunk, name: str, algorithm: str) -> Piece:
     data = read(chunk.offset, chunk.length)
-    if digest_of(data) != chunk.digest:
+    if digest_of(data, algorithm) != chunk.digest:
         raise CorruptionError(
             f"the chunk at {chunk.offset} of pack {name} is damaged; `ckpt verify` lists what it hurts",
             key=layout.pack_key(name),

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 from ckpt_core.errors import CkptError, CorruptionError, NotFoundError, ObjectNotFoundError, StoreError
 from ckpt_core.format.documents import Manifest, StoreDocument
+from ckpt_core.format.hashing import digest_of
 from ckpt_core.format.pack import StoredChunk, read_header
 from ckpt_core.format.sealed import unseal
 from ckpt_core.maintenance.census import packs_in, withdrawn_key
 from ckpt_core.repository import MetricSegments, References, Repository, layout
-from ckpt_core.repository.digests import digest_of
 from ckpt_core.stores import ObjectReader
 
 __all__ = ["Problem", "Progress", "VerifyReport", "verify"]
@@ -216,6 +216,7 @@ class _Verification:
     def _read_packs(self, progress: Progress | None) -> None:
         packs = [pack for pack in self._packs.values() if pack.fault is None]
         total, done = sum(pack.data_bytes for pack in packs), 0
+        algorithm = self._repository.document.digest
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="ckpt-verify") as pool:
             for pack in packs:
                 try:
@@ -223,7 +224,7 @@ class _Verification:
                         header = read_header(reader.read, reader.size, pack.name)
                         groups = list(_groups(header.chunks))
                         for group, faults in zip(
-                            groups, pool.map(lambda g, r=reader: _check(r, g), groups), strict=True
+                            groups, pool.map(lambda g, r=reader: _check(r, g, algorithm), groups), strict=True
                         ):
                             pack.damaged.update(faults)
                             done += sum(chunk.length for chunk in group)
@@ -267,14 +268,18 @@ def _groups(chunks: Iterable[StoredChunk]) -> Iterator[list[StoredChunk]]:
         yield group
 
 
-def _check(reader: ObjectReader, group: Sequence[StoredChunk]) -> dict[int, str]:
+def _check(reader: ObjectReader, group: Sequence[StoredChunk], algorithm: str) -> dict[int, str]:
     """What is wrong with each damaged chunk of a group, by its offset."""
     first, last = group[0], group[-1]
     try:
         data = reader.read(first.offset, last.offset + last.length - first.offset)
     except StoreError as error:
         if len(group) > 1:  # which of them is it?
-            return {offset: fault for chunk in group for offset, fault in _check(reader, [chunk]).items()}
+            return {
+                offset: fault
+                for chunk in group
+                for offset, fault in _check(reader, [chunk], algorithm).items()
+            }
         return {first.offset: str(error)}
     faults = {}
     for chunk in group:
@@ -282,10 +287,10 @@ def _check(reader: ObjectReader, group: Sequence[StoredChunk]) -> dict[int, str]
         part = data[begin : begin + chunk.length]
         if part.nbytes != chunk.length:
             faults[chunk.offset] = f"the pack ends inside the chunk at {chunk.offset} ({chunk.path})"
-        elif digest_of(part) != chunk.digest:
+        elif digest_of(part, algorithm) != chunk.digest:
             end = chunk.offset + chunk.length
             faults[chunk.offset] = (
-                f"the SHA-256 of bytes {chunk.offset} to {end} ({chunk.path}) does not match"
+                f"the digest of bytes {chunk.offset} to {end} ({chunk.path}) does not match"
             )
     return faults
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 from ckpt_core.errors import SaveNotDoneError
 from ckpt_core.pipeline import staging
@@ -23,10 +24,11 @@ _log = logging.getLogger("ckpt_core.save")
 class Intake:
     """Takes in one save at a time and hands it to the saver, on the queue's thread or on the caller's."""
 
-    def __init__(self, queue: SaveQueue, saver: Saver) -> None:
+    def __init__(self, queue: SaveQueue, saver: Saver, *, threads: int, staged_bytes: int | None) -> None:
         self._queue = queue
         self._saver = saver
-        self._arenas = staging.ArenaPool()
+        self._threads = threads
+        self._arenas = staging.ArenaPool(staged_bytes)
 
     def stage(self, request: SaveRequest, flat: Flat, staged: Callable[[], object]) -> SaveHandle:
         """Copies the tensors and returns; the rest is done in the background. `staged` is called between.
@@ -34,6 +36,7 @@ class Intake:
         Waits for a place if the queue says so; where it has none, the handle knows why.
         """
         handle = SaveHandle(request.step)
+        request = replace(request, threads=self._threads)
         try:
             self._queue.reserve(request.step)
         except SaveNotDoneError as error:
@@ -43,12 +46,16 @@ class Intake:
         arena = self._arenas.acquire()
         try:
             snapshot = staging.copy(flat, arena)
-        except MemoryError:
+        except MemoryError as error:
+            self._arenas.release(arena)
             self._queue.cancel()
-            _log.warning("no memory to copy the state: training waits for the save of step %d", request.step)
+            _log.warning(
+                "training waits for the save of step %d: %s", request.step, error or "no memory for a copy"
+            )
             self._queue.run(handle, lambda h: self._save_live(request, flat, h))
             return handle
         except BaseException as error:
+            self._arenas.release(arena)
             self._queue.cancel()
             if not isinstance(error, Exception):
                 raise
@@ -74,6 +81,7 @@ class Intake:
         self._arenas.clear()
 
     def _save_live(self, request: SaveRequest, flat: Flat, handle: SaveHandle) -> None:
+        request = replace(request, threads=None)  # training waits: there is nobody to leave cores to
         try:
             snapshot = staging.borrow(flat)
         except Exception as error:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from ckpt_core.errors import StateMismatchError, UsageError
 from ckpt_core.format.documents import Manifest
 from ckpt_core.model import Buffer, TensorSpec
@@ -98,7 +96,7 @@ class _Loader:
             if buffer is not None:
                 self._direct[index, id(target)] = buffer
             elif index not in self._fresh:
-                self._fresh[index] = np.empty(dtypes.nbytes(spec), np.uint8)
+                self._fresh[index] = self._chunks.fresh(index)
         jobs = [(index, buffer) for (index, _), buffer in self._direct.items()]
         self._chunks.read_all(jobs + list(self._fresh.items()))
 

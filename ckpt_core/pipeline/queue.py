@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from typing import Literal, NamedTuple
 
 from ckpt_core import clock
+from ckpt_core.config import yield_to_others
 from ckpt_core.errors import SaveNotDoneError, UsageError
 from ckpt_core.model import Checkpoint
 
@@ -142,7 +143,7 @@ class SaveQueue:
             if self._thread is not None:
                 return
             # Daemonic, so that a stuck disk cannot keep the interpreter alive; `close` waits for it.
-            self._thread = thread = threading.Thread(target=self._work, name="ckpt-save", daemon=True)
+            self._thread = thread = threading.Thread(target=self._work_behind, name="ckpt-save", daemon=True)
         try:
             thread.start()
         except RuntimeError as error:  # no threads left, or the interpreter is shutting down
@@ -208,6 +209,10 @@ class SaveQueue:
                 kind="closed",
                 step=step,
             )
+
+    def _work_behind(self) -> None:
+        yield_to_others()
+        self._work()
 
     def _work(self) -> None:
         while True:

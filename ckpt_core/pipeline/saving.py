@@ -37,6 +37,8 @@ class SaveRequest:
     metrics: dict[str, float]
     tags: tuple[str, ...]
     reason: str | None
+    threads: int | None = None
+    """How many threads hash; as many as there are cores where nothing else has to run."""
 
 
 @dataclass
@@ -131,7 +133,7 @@ class Saver:
         )
         base = rebased(repository, self._base) if self._base is not None else None
         for _ in range(3):
-            committed = repository.commit(snapshot, draft, base=base)
+            committed = repository.commit(snapshot, draft, base=base, threads=request.threads)
             gone = self._gone(committed)
             if not gone:
                 return committed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
@@ -20,15 +21,29 @@ _HUGE = 2 << 20
 class Arena:
     """One block of host memory that holds one staged state; reused by the next one."""
 
-    def __init__(self) -> None:
+    def __init__(self, make_room: Callable[[int], None] = lambda nbytes: None) -> None:
+        self._make_room = make_room
         self._block: Buffer = np.empty(0, np.uint8)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes up."""
+        return self._block.nbytes
+
     def take(self, nbytes: int) -> Buffer:
-        """The first `nbytes` of the block, which begins with a page; the block grows if it must."""
+        """The first `nbytes` of the block, which begins with a page; the block grows if it must.
+
+        Raises MemoryError.
+        """
         if self._block.nbytes < nbytes:
-            self._block = np.empty(0, np.uint8)  # let go of the old one before the new one is there
+            self.clear()  # let go of the old one before the new one is there
+            self._make_room(nbytes)
             self._block = _pages(nbytes)
         return self._block[:nbytes]
+
+    def clear(self) -> None:
+        """Lets go of the memory."""
+        self._block = np.empty(0, np.uint8)
 
 
 def _pages(nbytes: int) -> Buffer:
@@ -45,26 +60,46 @@ def _pages(nbytes: int) -> Buffer:
 
 
 class ArenaPool:
-    """Arenas that no save is using. As many exist as saves were ever pending at once."""
+    """Arenas that no save is using, of at most `limit` bytes together with those that are in use.
 
-    def __init__(self) -> None:
+    As many exist as saves were ever pending at once.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self._limit = limit
         self._lock = threading.Lock()
         self._free: list[Arena] = []
+        self._used: list[Arena] = []
 
     def acquire(self) -> Arena:
         """An arena for one save, to be given back with `release`."""
         with self._lock:
-            return self._free.pop() if self._free else Arena()
+            arena = self._free.pop() if self._free else Arena(self._make_room)
+            self._used.append(arena)
+            return arena
 
     def release(self, arena: Arena) -> None:
         """Gives an arena back for the next save."""
         with self._lock:
+            self._used.remove(arena)
             self._free.append(arena)
 
     def clear(self) -> None:
         """Lets go of all unused memory."""
         with self._lock:
             self._free.clear()
+
+    def _make_room(self, nbytes: int) -> None:
+        if self._limit is None:
+            return
+        with self._lock:
+            used = sum(arena.nbytes for arena in self._used)
+            if used + sum(arena.nbytes for arena in self._free) + nbytes > self._limit:
+                self._free.clear()
+        if used + nbytes > self._limit:
+            raise MemoryError(
+                f"a copy of its {nbytes} bytes, beside {used} that are staged, is over staged_bytes={self._limit}"
+            )
 
 
 def copy(flat: Flat, arena: Arena) -> Snapshot:

@@ -37,16 +37,23 @@ class Workspace:
 
     @classmethod
     def open(
-        cls, root: str | os.PathLike[str] | Store, *, catalog: str | None = None, create: bool = False
+        cls,
+        root: str | os.PathLike[str] | Store,
+        *,
+        catalog: str | None = None,
+        create: bool = False,
+        chunk_bytes: int | None = None,
+        digest: str | None = None,
     ) -> Workspace:
         """Opens the store at a path or URL; `create` makes it where there is none.
 
-        `catalog` is a SQLAlchemy URL; left out, the catalog is SQLite inside a local store. Raises
-        NotFoundError (kind `store`), StoreError, FormatError, CorruptionError.
+        `catalog` is a SQLAlchemy URL; left out, the catalog is SQLite inside a local store. `chunk_bytes` and
+        `digest` are what a new store is made with. Raises NotFoundError (kind `store`), StoreError,
+        FormatError, CorruptionError; UsageError where the store that is there was made with others.
         """
         store = open_store(root)
         url, file = (catalog, None) if catalog is not None else _default_catalog(store)
-        return cls(Repository.open(store, create=create), url, file)
+        return cls(Repository.open(store, create=create, chunk_bytes=chunk_bytes, digest=digest), url, file)
 
     def tag(self, checkpoint: Checkpoint, tag: str) -> None:
         """Points a tag of the checkpoint's experiment to it. Durable when this returns. Raises UsageError."""

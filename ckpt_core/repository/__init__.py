@@ -2,7 +2,16 @@
 
 from ckpt_core.repository.reader import ChunkReader, Verify
 from ckpt_core.repository.references import References
-from ckpt_core.repository.repository import Committed, Draft, Repository
+from ckpt_core.repository.repository import Committed, Draft, Repository, check_options
 from ckpt_core.repository.series import MetricSegments
 
-__all__ = ["ChunkReader", "Committed", "Draft", "MetricSegments", "References", "Repository", "Verify"]
+__all__ = [
+    "ChunkReader",
+    "Committed",
+    "Draft",
+    "MetricSegments",
+    "References",
+    "Repository",
+    "Verify",
+    "check_options",
+]

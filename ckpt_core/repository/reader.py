@@ -13,11 +13,11 @@ import numpy as np
 
 from ckpt_core.errors import CorruptionError, ObjectNotFoundError
 from ckpt_core.format.documents import Chunk, Forward, Manifest, PackRecord
+from ckpt_core.format.hashing import digest_of
 from ckpt_core.format.header import read_header
 from ckpt_core.format.sealed import unseal
 from ckpt_core.model import Buffer, TensorSpec
 from ckpt_core.repository import layout
-from ckpt_core.repository.digests import digest_of
 from ckpt_core.stores import ObjectReader, Store
 from ckpt_core.tree import dtypes
 
@@ -28,7 +28,9 @@ Verify = Literal["full", "lazy", "off"]
 
 _PARALLEL = 4 << 20
 _FORWARDS = 100  # a chain of rewritten packs that is longer leads nowhere
-_THREADS = max(1, min(8, os.cpu_count() or 1))
+_THREADS = min(8, 2 + (os.cpu_count() or 1))  # while some check, others wait for the disk
+_PAGE = 4096
+_LINE = 64
 
 
 def read_forward(store: Store, pack: str) -> Forward:
@@ -45,10 +47,13 @@ def read_forward(store: Store, pack: str) -> Forward:
 class ChunkReader:
     """The bytes of one checkpoint's tensors, by index. Thread-safe. Holds its packs open until `close`."""
 
-    def __init__(self, store: Store, manifest: Manifest, verify: Verify = "full") -> None:
+    def __init__(
+        self, store: Store, manifest: Manifest, verify: Verify = "full", algorithm: str = "sha256"
+    ) -> None:
         self.manifest = manifest
         self._store = store
         self._verify = verify
+        self._algorithm = algorithm
         self._lock = threading.Lock()
         self._stack = ExitStack()
         self._open: dict[str, ObjectReader | None] = {}
@@ -65,6 +70,17 @@ class ChunkReader:
         record = self.manifest.tensors[index]
         return TensorSpec(record.dtype, record.shape)
 
+    def fresh(self, index: int) -> Buffer:
+        """Memory for the whole of a tensor, which lies in its pages as the tensor does in its pack's: then a
+        store can read straight into it."""
+        size = dtypes.nbytes(self.spec(index))
+        if size < _PARALLEL:
+            return np.empty(size, np.uint8)
+        offset = self.manifest.tensors[index].shards[0].chunks[0].offset
+        memory = np.empty(size + _PAGE, np.uint8)
+        begin = (offset - int(memory.__array_interface__["data"][0])) % _PAGE if offset % _LINE == 0 else 0
+        return memory[begin : begin + size]
+
     def read_all(self, wanted: Iterable[tuple[int, Buffer]]) -> None:
         """Fills each buffer with the whole of a tensor, several chunks at a time.
 
@@ -72,7 +88,7 @@ class ChunkReader:
         then is not data.
         """
         jobs = [job for index, out in wanted for job in self._jobs(index, 0, out.nbytes, out)]
-        if sum(out.nbytes for _, _, out in jobs) < _PARALLEL or _THREADS == 1:
+        if sum(out.nbytes for _, _, out in jobs) < _PARALLEL:
             for job in jobs:
                 self._read_chunk(*job)
             return
@@ -140,7 +156,7 @@ class ChunkReader:
         facts = {"key": layout.pack_key(pack), "offset": offset, "digest": chunk.digest, "tensor": index}
         if count != out.nbytes:
             raise self._corrupt("truncated", f"pack {pack} ends inside the chunk at {offset}", **facts)
-        if self._verify != "off" and digest_of(out) != chunk.digest:
+        if self._verify != "off" and digest_of(out, self._algorithm) != chunk.digest:
             raise self._corrupt(
                 "digest", f"the bytes at {offset} of pack {pack} are not those that were written", **facts
             )

@@ -20,8 +20,10 @@ from ckpt_core.errors import (
     ObjectExistsError,
     ObjectNotFoundError,
     StoreError,
+    UsageError,
 )
 from ckpt_core.format.documents import AttemptRecord, Forward, Manifest, PackRecord, StoreDocument
+from ckpt_core.format.hashing import ALGORITHMS, require
 from ckpt_core.format.names import encode_name
 from ckpt_core.format.numbers import number_from, number_to
 from ckpt_core.format.sealed import seal, seal_digest, unseal
@@ -33,9 +35,10 @@ from ckpt_core.repository.reader import ChunkReader, Verify, read_forward
 from ckpt_core.repository.writer import Part, still_there, write_part
 from ckpt_core.stores import Store
 
-__all__ = ["CHUNK_BYTES", "Committed", "Draft", "Repository", "attempt_from", "attempt_to"]
+__all__ = ["CHUNK_BYTES", "Committed", "Draft", "Repository", "attempt_from", "attempt_to", "check_options"]
 
 CHUNK_BYTES = 8 << 20
+CHUNK_STEP, CHUNK_MOST = 4096, 1 << 30
 _STORE_LIMIT = 1 << 20
 _log = logging.getLogger("ckpt_core.repository")
 
@@ -86,6 +89,19 @@ class Committed:
         )
 
 
+def check_options(chunk_bytes: int | None, digest: str | None) -> None:
+    """Raises UsageError for what no store can be made with, MissingExtraError."""
+    if chunk_bytes is not None and (chunk_bytes % CHUNK_STEP or not CHUNK_STEP <= chunk_bytes <= CHUNK_MOST):
+        raise UsageError(
+            f"chunk_bytes={chunk_bytes!r} must be a multiple of {CHUNK_STEP}, {CHUNK_MOST} at most",
+            kind="option",
+        )
+    if digest is not None:
+        if digest not in ALGORITHMS:
+            raise UsageError(f"digest={digest!r} must be one of {', '.join(ALGORITHMS)}", kind="option")
+        require(digest)
+
+
 def attempt_from(record: AttemptRecord) -> Attempt:
     """The attempt that a document tells of."""
     return Attempt(record.number, record.id, record.lineage, record.resumed_from, record.resumed_step)
@@ -110,11 +126,31 @@ class Repository:
         self.document = document
 
     @classmethod
-    def open(cls, store: Store, *, create: bool = False) -> Repository:
-        """The repository in a store; made on the spot with `create`. Raises NotFoundError (kind `store`),
-        FormatError for one of a newer version, CorruptionError, StoreError."""
+    def open(
+        cls,
+        store: Store,
+        *,
+        create: bool = False,
+        chunk_bytes: int | None = None,
+        digest: str | None = None,
+    ) -> Repository:
+        """The repository in a store; made on the spot with `create`, with chunks of so many bytes and digests
+        by that algorithm.
+
+        Raises NotFoundError (kind `store`), FormatError for one of a newer version, CorruptionError,
+        StoreError, MissingExtraError; UsageError where a store that is there was made with others.
+        """
+        check_options(chunk_bytes, digest)
         found = cls._document(store)
         if found is not None:
+            for name, asked in (("chunk_bytes", chunk_bytes), ("digest", digest)):
+                made = getattr(found, name)
+                if asked is not None and asked != made:
+                    raise UsageError(
+                        f"{store.url} was made with {name}={made!r}, which holds for all of a store: leave "
+                        f"{name}= out, or choose another folder",
+                        kind="option",
+                    )
             return cls(store, found)
         if not create:
             raise NotFoundError(
@@ -123,7 +159,10 @@ class Repository:
                 url=store.url,
             )
         document = StoreDocument(
-            store_id=ids.new_ulid(), chunk_bytes=CHUNK_BYTES, created_at=clock.to_text(clock.now())
+            store_id=ids.new_ulid(),
+            chunk_bytes=chunk_bytes or CHUNK_BYTES,
+            created_at=clock.to_text(clock.now()),
+            digest=digest or "sha256",
         )
         with suppress(ObjectExistsError):  # another process made it at the same moment: theirs holds
             store.put_new(layout.STORE_DOCUMENT, seal(document))
@@ -137,8 +176,9 @@ class Repository:
             found = unseal(store.get(key, limit=_STORE_LIMIT), StoreDocument, where)
         except ObjectNotFoundError:
             return None
-        if found.digest != "sha256":
+        if found.digest not in ALGORITHMS:
             raise FormatError(f"{where} asks for digests by {found.digest!a}: upgrade ckpt-core", key=key)
+        require(found.digest)
         return found
 
     def commit(
@@ -148,12 +188,14 @@ class Repository:
         *,
         base: Manifest | None = None,
         approve: Callable[[], None] | None = None,
+        threads: int | None = None,
     ) -> Committed:
         """Writes a checkpoint. When this returns it is durable; when it raises StoreError there is none.
 
         (An interruption from outside, as KeyboardInterrupt, may also come just after the commit: then there
         is a checkpoint, and a whole one.) `base` is the manifest whose chunks are not written again.
-        `approve` is called just before the commit and stops it by raising.
+        `approve` is called just before the commit and stops it by raising. `threads` hash, as many as there
+        are cores if it is left out.
         """
         checkpoint = ids.new_ulid()
         for _ in range(3):
@@ -165,6 +207,8 @@ class Repository:
                 checkpoint=checkpoint,
                 chunk_bytes=self.document.chunk_bytes,
                 known=known,
+                algorithm=self.document.digest,
+                threads=threads,
             )
             try:
                 if approve is not None:
@@ -212,7 +256,7 @@ class Repository:
 
     def reader(self, manifest: Manifest, verify: Verify = "full") -> ChunkReader:
         """The tensors of a checkpoint. Nothing is read yet."""
-        return ChunkReader(self.store, manifest, verify)
+        return ChunkReader(self.store, manifest, verify, self.document.digest)
 
     def forget(self, key: str) -> str:
         """Moves a manifest to the trash: the checkpoint is no longer one, its packs still stand.

@@ -54,11 +54,13 @@ def write_part(
     known: KnownChunks,
     rank: int = 0,
     max_packs: int = MAX_PACKS,
+    algorithm: str = "sha256",
+    threads: int | None = None,
 ) -> Part:
     """Writes the chunks of a snapshot that are not `known` into one durable pack (or none at all).
 
-    Hashing of the next chunks overlaps with writing the last. Raises StoreError; StateError where there are
-    more tensors than a pack can list. Then nothing is left behind.
+    Hashing of the next chunks, on `threads` threads, overlaps with writing the last. Raises StoreError;
+    StateError where there are more tensors than a pack can list. Then nothing is left behind.
     """
     name = layout.pack_name(experiment, checkpoint, rank, 0)
     order = pack_order([tensor.spec for tensor in snapshot.tensors])
@@ -74,10 +76,13 @@ def write_part(
             create,
             checkpoint=checkpoint,
             chunk_bytes=chunk_bytes,
+            algorithm=algorithm,
             bound=header_bound(((t.path, t.spec) for t in snapshot.tensors), chunk_bytes),
         )
         sources = [(i, piece) for i in order for piece in _pieces(snapshot.tensors[i], chunk_bytes)]
-        digested = stack.enter_context(closing(digest_in_order(piece for _, piece in sources)))
+        digested = stack.enter_context(
+            closing(digest_in_order((piece for _, piece in sources), algorithm, threads))
+        )
         for (i, _), (piece, digest) in zip(sources, digested, strict=True):
             found = known.get(digest)
             if found is None:

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from ckpt_core.format.hashing import digest_of
 from ckpt_core.format.header import PackHeader, read_header
 from ckpt_core.format.pack import PackWriter, Piece, empty_piece, header_bound
 from ckpt_core.model import TensorSpec
-from ckpt_core.repository.digests import digest_of
 from ckpt_core.tree import dtypes
 
 ULID = "01ARZ3NDEKTSV4RRFFQ69G5FAV"

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from safetensors import deserialize, safe_open
 
 from ckpt_core.errors import StateError
+from ckpt_core.format.hashing import digest_of
 from ckpt_core.format.header import PAGE
 from ckpt_core.format.pack import PackWriter, header_bound
 from ckpt_core.format.sealed import digest_text
 from ckpt_core.model import TensorSpec
-from ckpt_core.repository.digests import digest_of
 from ckpt_core.tree import dtypes
 from contract.pack_case import CHUNK, ULID, Sink, header_of, pieces_of, written
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckpt_core.errors import CkptError, CorruptionError, FormatError
+from ckpt_core.format.hashing import digest_of
 from ckpt_core.format.header import PAGE, PREFIX, read_header
 from ckpt_core.format.sealed import digest_text
-from ckpt_core.repository.digests import digest_of
 from contract.pack_case import ULID, header_of, pieces_of, written
 
 
