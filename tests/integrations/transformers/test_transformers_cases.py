@@ -61,6 +61,23 @@ def test_no_state_is_saved_after_an_exception_that_came_in_the_midst_of_a_step(t
     assert steps(tmp_path) == [2]
 
 
+@pytest.mark.parametrize(("norm", "saved"), [(False, [2, 3]), (True, [2])], ids=["weights", "buffers"])
+def test_the_state_before_an_exception_is_saved_if_it_is_still_there(
+    tmp_path: Path, norm: bool, saved: list[int]
+) -> None:
+    class Failing(TrainerCallback):
+        def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 3:  # a batch of the next update went through the model
+                raise RuntimeError("on purpose")
+
+    trainer = plain_trainer(
+        tmp_path, [callback(tmp_path), Failing()], model=new_model(norm=norm), gradient_accumulation_steps=2
+    )
+    with pytest.raises(RuntimeError, match="on purpose"):
+        trainer.train()
+    assert steps(tmp_path) == saved
+
+
 def test_training_goes_on_while_a_save_is_written(tmp_path: Path) -> None:
     store = GatedStore(MemoryStore())
 
@@ -142,7 +159,11 @@ def test_what_was_stopped_in_an_epoch_goes_on_there_when_more_is_asked_for(tmp_p
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             seen.append(state.epoch)
 
-    plain_trainer(tmp_path, [callback(tmp_path), Seeing()], max_steps=12).train()
+    ours = callback(tmp_path)
+    plain_trainer(tmp_path, [ours, Seeing()], max_steps=12).train()
+    assert ours.resumption is not None
+    assert ours.resumption.state is not None
+    assert not ours.resumption.state.keys() & {"model", "optimizer"}  # they are not held twice while training
     assert seen == [1.5, pytest.approx(1 + 4 / 6), pytest.approx(1 + 5 / 6)]
 
 
