@@ -1,0 +1,91 @@
+"""How variables of Keras become bytes, on whatever backend they live. Registered on first sight of one.
+
+Loaded without `like=` they come as numpy arrays: an array belongs to no backend, and a variable to a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+
+from ckpt_core.model import TensorSpec
+from ckpt_core.tree import UnsupportedValueError, dtypes
+from ckpt_core.tree.builtin import NumpyCodec
+
+if TYPE_CHECKING:
+    from ckpt_core.model import Buffer
+    from ckpt_core.tree import CodecRegistry
+
+__all__ = ["KerasCodec", "register"]
+
+_host = NumpyCodec()
+
+
+class KerasCodec:
+    """`keras.Variable`s of every dtype and every backend, trainable or not."""
+
+    name = "keras"
+
+    def spec(self, value: Any) -> TensorSpec:
+        if getattr(value, "_value", value) is None:
+            raise UnsupportedValueError(
+                "this variable has no value at present: Keras takes those of a model away while it trains on JAX; save "
+                "in a callback, which gets them back by callback.model, or when fit is over"
+            )
+        name = dtypes.name_of_numpy(_dtype(value))
+        if name is None:
+            raise UnsupportedValueError(f"a variable of dtype {value.dtype} has no fixed bytes to store")
+        return TensorSpec(name, tuple(value.shape))
+
+    def identity(self, value: Any) -> Hashable:
+        return id(value)
+
+    def view(self, value: Any) -> Buffer | None:
+        array = _array(value)
+        return _host.view(array) if array.flags.c_contiguous else None
+
+    def copy_into(self, value: Any, out: Buffer) -> None:
+        _host.copy_into(_array(value), out)
+
+    def wrap(self, spec: TensorSpec, data: Buffer) -> np.ndarray[Any, Any]:
+        return _host.wrap(spec, data)
+
+    def destination(self, like: Any, spec: TensorSpec) -> Buffer | None:
+        return None
+
+    def assign(self, like: Any, value: np.ndarray[Any, Any]) -> Any:
+        dtype = _dtype(like)
+        name = dtypes.name_of_numpy(dtype)
+        if name is None or not dtypes.fits(value, name):
+            raise UnsupportedValueError(f"its values do not fit in {like.dtype}")
+        like.assign(value.astype(dtype, copy=False))
+        return like
+
+
+def _array(value: Any) -> np.ndarray[Any, Any]:
+    array = np.asarray(keras.ops.convert_to_numpy(value))
+    return array if array.dtype == _dtype(value) else array.astype(_dtype(value))
+
+
+def _dtype(value: Any) -> np.dtype[Any]:
+    text = str(keras.backend.standardize_dtype(value.dtype))
+    if text in _NUMPY:
+        return np.dtype(text)
+    import ml_dtypes  # Keras needs it, too
+
+    dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, text))
+    return dtype
+
+
+_NUMPY = {
+    "bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "float32", "float64",
+    "complex64", "complex128",
+}  # fmt: skip
+
+
+def register(registry: CodecRegistry) -> None:
+    """Entry point of the group `ckpt_core.codecs`."""
+    registry.add_tensor(KerasCodec(), keras.Variable)

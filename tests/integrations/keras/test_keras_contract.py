@@ -1,0 +1,65 @@
+"""The promises of every adapter, kept by Keras' on the backend that is set; and what BackupAndRestore does."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from contract.adapter import AdapterContract, NativeMeasurement
+
+BACKEND = os.environ.get("KERAS_BACKEND", "jax")
+SCRIPT = Path(__file__).with_name("fit_digits_keras.py")
+PRELOAD = ("keras", "ckpt_keras.callback")
+# Seven batches an epoch, an evaluation after each, a save at every third step and at every epoch's end.
+OPTIONS: dict[str, Any] = {"data": "loader", "workers": 2} if BACKEND == "torch" else {"data": "dataset"}
+KILLS = {
+    "first step": {"batch": [0, 0]},
+    "middle of an epoch": {"batch": [1, 3]},
+    "evaluation due": {"evaluate": [1, 2]},
+    "last step of an epoch": {"batch": [1, 6]},
+    "boundary of epochs": {"epoch": 2},
+    "inside a save": {"fsync": 20},
+}
+RAISES = {"raise": [1, 3]}
+TERMINATES = {"signal": [1, 3]}
+SECOND = {"experiment": "second", "every_n_steps": 5}
+NATIVE_KILLS = {**KILLS, "inside a save": {"fsync": 4}}
+COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
+ENVIRONMENT = {
+    "KERAS_BACKEND": BACKEND,
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    # What JAX compiles once serves all processes: the same machine code, and less of the time.
+    "JAX_PLATFORMS": "cpu",
+    "JAX_COMPILATION_CACHE_DIR": COMPILED.name,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+os.environ.setdefault("KERAS_BACKEND", BACKEND)  # for the server that the processes are forked from
+
+
+class TestContract(AdapterContract):
+    adapter = f"Keras ({BACKEND})"
+    script = SCRIPT
+    preload = PRELOAD
+    options = OPTIONS
+    environment = ENVIRONMENT
+    kills = KILLS
+    raises = RAISES
+    good_step = 10
+    terminates = TERMINATES
+    terminated_step = 11
+    spoils = ("rng", "data", "callbacks", "optimizer", "seeds", "metrics")
+    second = SECOND
+    full = 150_000
+
+
+class TestNative(NativeMeasurement):
+    adapter = f"Keras BackupAndRestore ({BACKEND})"
+    script = SCRIPT
+    preload = PRELOAD
+    options = OPTIONS
+    environment = ENVIRONMENT
+    kills = NATIVE_KILLS
+    expected = dict.fromkeys(KILLS, "?")
