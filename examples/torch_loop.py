@@ -1,6 +1,8 @@
 """A plain PyTorch loop on scikit-learn's digits. Run it again and it resumes; kill it and it resumes.
 
 python examples/torch_loop.py --store checkpoints --epochs 4
+
+The lines that were added to the loop end with (1) to (4).
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ckpt_core import KeepBest, KeepLast
-from ckpt_torch import TorchCheckpointer
+from ckpt_torch import TorchCheckpointer  # (1)
 
 
 def main() -> None:
@@ -33,25 +35,24 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.9)
 
-    with TorchCheckpointer(
+    ckpt = TorchCheckpointer(  # (2)
         options.store, experiment="digits-loop", model=model, optimizer=optimizer, scheduler=scheduler,
         loader=loader, every_n_steps=10, every_n_epochs=1, metric="val_loss",
         retention=[KeepLast(3), KeepBest(2)],
-    ) as checkpoints:  # fmt: skip
-        for epoch in checkpoints.epochs(options.epochs):
-            model.train()
-            for batch, target in checkpoints.batches():
-                loss = nn.functional.cross_entropy(model(batch), target)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                checkpoints.step(loss=loss)
-            scheduler.step()
-            model.eval()
-            with torch.no_grad():
-                val_loss = nn.functional.cross_entropy(model(images[1500:]), labels[1500:])
-            checkpoints.evaluated(val_loss=val_loss)
-            print(f"epoch {epoch}: val_loss {val_loss:.4f}")
+    )  # fmt: skip
+    for epoch in ckpt.epochs(range(options.epochs)):  # (3) was: in range(options.epochs)
+        model.train()
+        for batch, target in ckpt.loader:  # (4) was: in loader
+            loss = nn.functional.cross_entropy(model(batch), target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        scheduler.step()
+        model.eval()
+        with torch.no_grad():
+            val_loss = nn.functional.cross_entropy(model(images[1500:]), labels[1500:])
+        ckpt.evaluated(val_loss=val_loss)  # only for `best`
+        print(f"epoch {epoch}: val_loss {val_loss:.4f}")
 
 
 if __name__ == "__main__":

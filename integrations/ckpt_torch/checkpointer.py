@@ -16,7 +16,7 @@ from signal import Signals
 from types import TracebackType
 from typing import Any, Self
 
-from torch import nn
+from torch import distributed, nn
 
 from ckpt_core import AnyOf, BaseHook, CheckpointManager, Session, UsageError
 from ckpt_core.fitting import Renames
@@ -93,6 +93,12 @@ class TorchCheckpointer:
         on_save_error: Any = None,
         **objects: Any,
     ) -> None:
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            raise UsageError(
+                f"the training runs in {distributed.get_world_size()} processes, and a TorchCheckpointer saves "
+                "from one",
+                kind="processes",
+            )
         policy = save_policy_from(every_n_steps, every_n_epochs, every_minutes)
         self._source = ManagerSource(
             root, experiment, manager, call="TorchCheckpointer", catalog=catalog, metric=metric, mode=mode,

@@ -43,7 +43,7 @@ CASES: dict[str, dict[str, Any]] = {
     "stream in workers": {"stream": True, "workers": 2, "augment": "globals", "mask": True},
     "bfloat16": {"amp": "bfloat16"},
     "float16, scaled, accumulated": {"amp": "float16", "accumulate": 2, "every": 1, "mask": True},
-    "two models": {"gan": True, "augment": "globals"},
+    "two models": {"gan": True, "every": 2, "augment": "globals"},
 }
 
 

@@ -85,6 +85,7 @@ def test_batches_keep_their_numbers(whole: Job, store_path: Path) -> None:
                     if job.ckpt.global_step + 1 == stop:
                         raise Stop
                     job.step(batch)
+                    assert job.ckpt.batch == number + 1
                     seen.append((epoch, number, job.seen[-1]))
     assert [each[:2] for each in seen] == [(epoch, number) for epoch in range(3) for number in range(4)]
     assert [each[2] for each in seen] == whole.seen
@@ -318,3 +319,15 @@ def test_a_manager_of_ones_own_loses_the_policy_with_the_training(store_path: Pa
             ckpt.step()
             ckpt.finish()
             assert manager.hooks.hooks() == before
+
+
+def test_a_training_in_several_processes_is_refused(store_path: Path) -> None:
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        with pytest.raises(UsageError, match="runs in 2 processes"):
+            TorchCheckpointer(store_path, experiment="test")
+    finally:
+        torch.distributed.destroy_process_group()
+    assert not store_path.exists()
