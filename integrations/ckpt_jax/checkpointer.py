@@ -21,11 +21,11 @@ from ckpt_core.opening import ManagerSource
 from ckpt_core.policies import RetentionPolicy, SavePolicy, SavePolicyHook, save_policy_from
 from ckpt_core.preemption import PREEMPTION_SIGNALS
 from ckpt_core.session import Resumption
-from ckpt_jax.codec import is_key
+from ckpt_jax.codec import Held, is_key
 from ckpt_jax.data import Feed
 from ckpt_jax.loading import Reading, read
 from ckpt_jax.position import Position
-from ckpt_jax.pytrees import as_state
+from ckpt_jax.pytrees import as_state, donated
 from ckpt_jax.shards import prefetch
 from ckpt_jax.weights import Renames, part_of, with_weights
 
@@ -113,6 +113,7 @@ class JaxCheckpointer:
         self._asked_before: dict[str, int] = {}
         self._moment: dict[str, Any] | None = None
         self._depth = 0
+        self._donates: bool | None = None
 
     # -- beginning and end ------------------------------------------------------------------------
 
@@ -279,10 +280,12 @@ class JaxCheckpointer:
         are arrays are waited for.
         """
         self._check_restored()
-        self._state = state
+        before, self._state = self._state, state
         self._at.step += 1
         self._moment = None
         self.session.step_end(self.global_step, self.epoch, metrics)
+        if self._donates is None or self.session.due:
+            self._donates = donated(before, state)
         if not self._depth:
             self._safe_point(self._here())
 
@@ -324,11 +327,14 @@ class JaxCheckpointer:
         arrays: list[jax.Array] = []
 
         def note(path: str | None, leaf: Any) -> Any:
-            if isinstance(leaf, jax.Array) and not is_key(leaf) and not leaf.is_deleted():
-                if leaf.weak_type:
-                    weak.append(path or "")
-                arrays.append(leaf)
-            return leaf
+            if not isinstance(leaf, jax.Array) or is_key(leaf) or leaf.is_deleted():
+                return leaf
+            if leaf.weak_type:
+                weak.append(path or "")
+            arrays.append(leaf)
+            # A view costs nothing and keeps what is saved as it is. But a loop that has the memory reused would
+            # find none to reuse and take new one, which costs several times as much as a copy.
+            return Held(leaf) if self._donates is False else leaf
 
         state = as_state(self._state, note, "state")
         prefetch(arrays)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Hashable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -15,6 +16,7 @@ import numpy as np
 
 from ckpt_core.model import TensorSpec
 from ckpt_core.tree import ObjectCodec, UnsupportedValueError, dtypes
+from ckpt_core.tree import registry as _registry
 from ckpt_core.tree.builtin import NumpyCodec
 from ckpt_jax.shards import Box, HostArray, gather, place, whole_view
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from ckpt_core.model import Buffer
     from ckpt_core.tree import CodecRegistry
 
-__all__ = ["JaxCodec", "exact", "is_key", "place_host", "register", "to_dtype"]
+__all__ = ["Held", "JaxCodec", "exact", "is_key", "place_host", "register", "to_dtype"]
 
 _host = NumpyCodec()
 
@@ -70,6 +72,36 @@ class JaxCodec:
 
     def assign(self, like: Any, value: jax.Array) -> jax.Array:
         return place_host(like, np.asarray(value))
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An array that is saved by reference: nobody can change it, and a view keeps its memory from being reused."""
+
+    array: jax.Array
+
+
+class _HeldCodec(JaxCodec):
+    """Arrays that are not copied before training goes on, where they lie in the host's memory as they are."""
+
+    def spec(self, value: Any) -> TensorSpec:
+        return super().spec(value.array)
+
+    def identity(self, value: Any) -> Hashable:
+        return super().identity(value.array)
+
+    def view(self, value: Any) -> Buffer | None:
+        return super().view(value.array)
+
+    def copy_into(self, value: Any, out: Buffer) -> None:
+        super().copy_into(value.array, out)
+
+    def hold(self, value: Any) -> Buffer | None:
+        return super().view(value.array)
+
+
+# Not by the entry point, which is asked for JAX's own types. What it saves, either of the two can load.
+_registry.add_tensor(_HeldCodec(), Held)
 
 
 def place_host(like: Any, host: HostArray) -> jax.Array:

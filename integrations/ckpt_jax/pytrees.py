@@ -16,7 +16,7 @@ from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
 from ckpt_core.tree.nodes import child_path, key_component
 
-__all__ = ["as_state", "fill"]
+__all__ = ["as_state", "donated", "fill"]
 
 Leaf = Callable[[str | None, Any, Any], Any]
 """Called with the path, what is in `like`, and what was saved; returns what is to stand there."""
@@ -73,6 +73,17 @@ def fill(like: Any, saved: Any, leaf: Leaf, path: str | None = None) -> Any:
         return treedef.unflatten([fill(children[0], saved, leaf, path)])
     filled = [fill(c, saved[k], leaf, _below(path, k)) for k, c in zip(keys, children, strict=True)]
     return treedef.unflatten(filled)
+
+
+def donated(old: Any, new: Any) -> bool | None:
+    """Whether the memory of the arrays of `old` was given to what made `new` of them; None where nobody can tell."""
+    before, after = (
+        [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)] for tree in (old, new)
+    )
+    if any(leaf.is_deleted() for leaf in before):
+        return True
+    kept = {id(leaf) for leaf in after}
+    return None if not before or all(id(leaf) in kept for leaf in before) else False
 
 
 def _parts(node: Any) -> tuple[list[Any], list[Any], Any] | None:

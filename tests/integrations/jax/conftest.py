@@ -1,12 +1,16 @@
-"""Eight devices, all of them the CPU, for every test of the JAX adapter: set before JAX looks for devices.
+"""Eight devices, all of them the CPU, and a cache of compiled programs for the tests of the JAX adapter and the
+processes they start: set before JAX looks for them.
 
 Makes importable what lies beside these tests and is shared by them.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +19,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     flag = "--xla_force_host_platform_device_count=8"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # each program once, in whatever process
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 import numpy as np

@@ -2,7 +2,7 @@
 
 Run as `python loop_digits.py '{"store": ..., "report": ..., ...}'`; see `contract.adapter` for the options
 and for what it reports. Options of its own: `epochs`, `loader` (`plain`, or `grain` with so
-many `workers`), `cache` (a folder for compiled programs). `die`: {"step": n} after step n was made, {"evaluate": n} in the evaluation that follows
+many `workers`). `die`: {"step": n} after step n was made, {"evaluate": n} in the evaluation that follows
 step n, {"boundary": n} between epochs n-1 and n, {"raise": n} and {"term": n} in the middle of step n,
 {"rename": n} when a file gets its name for the n-th time.
 """
@@ -318,9 +318,6 @@ def changed(manager: CheckpointManager) -> None:
 
 def main() -> None:
     log_to_output()
-    if ASK.get("cache"):  # the same machine code for everybody, and made once
-        jax.config.update("jax_compilation_cache_dir", ASK["cache"])
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     np.random.seed(11)
     random.seed(12)
     images, labels = digits()

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
-import pytest
-
 from contract.adapter import AdapterContract, NativeMeasurement
 from contract.training import Training, assert_same_training
 
@@ -22,14 +20,16 @@ KILLS = {
 
 class _Loop:
     script = Path(__file__).with_name("loop_digits.py")
-    preload = ("jax", "jax.numpy", "optax", "ckpt_jax", "orbax.checkpoint")
+    preload = (
+        "jax",
+        "jax.numpy",
+        "optax",
+        "ckpt_jax",
+        "orbax.checkpoint",
+        "grain.python",
+        "grain.checkpoint",
+    )
     environment: ClassVar[dict[str, str]] = {"XLA_FLAGS": ""}
-    options: ClassVar[dict[str, Any]] = {}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
-    _Loop.options = {"cache": str(tmp_path_factory.getbasetemp() / "compiled")}
 
 
 class TestContract(_Loop, AdapterContract):
@@ -67,7 +67,6 @@ class TestNativeGrain(_Loop, NativeMeasurement):
 
 def test_grain_with_workers(tmp_path: Path) -> None:
     """Its iterator keeps its own position, that of its workers included."""
-    options = {"loader": "grain", "cache": str(tmp_path / "compiled")}
-    reference = TestContract.training(tmp_path / "reference", **options).complete()
-    job = TestContract.training(tmp_path / "killed", **options)
+    reference = TestContract.training(tmp_path / "reference", loader="grain").complete()
+    job = TestContract.training(tmp_path / "killed", loader="grain")
     assert_same_training(reference, [job.killed(step=14), job.complete()])

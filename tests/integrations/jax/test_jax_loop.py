@@ -15,12 +15,10 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from flax import nnx
 
 from ckpt_core import CheckpointManager, HookEvent, OnImprovement, StateMismatchError, UsageError, hook
-from ckpt_jax import JaxCheckpointer, load
+from ckpt_jax import JaxCheckpointer
 
 Log = list[Any]
 
@@ -228,42 +226,6 @@ def test_steps_without_epochs(kind: str, tmp_path: Path) -> None:
     assert seen(resumed) == seen(program(tmp_path / "whole", 11))
 
 
-def test_nnx_with_its_own_loop(tmp_path: Path) -> None:
-    """Objects that are changed in place are given once, and their arrays saved as they are at the safe point."""
-
-    class Net(nnx.Module):
-        def __init__(self, rngs: nnx.Rngs) -> None:
-            self.hidden, self.out = nnx.Linear(2, 5, rngs=rngs), nnx.Linear(5, 1, rngs=rngs)
-            self.drop = nnx.Dropout(0.5, rngs=rngs)
-
-        def __call__(self, x: jax.Array) -> jax.Array:
-            return self.out(self.drop(jax.nn.relu(self.hidden(x))))
-
-    @nnx.jit
-    def step(net: Net, optimizer: nnx.Optimizer[Any], x: jax.Array) -> jax.Array:
-        loss, gradients = nnx.value_and_grad(lambda n: jnp.mean(n(x) ** 2))(net)
-        optimizer.update(net, gradients)
-        return loss
-
-    def program(store: Path, total: int) -> list[str]:
-        net = Net(nnx.Rngs(0))
-        optimizer = nnx.Optimizer(net, optax.adam(1e-2), wrt=nnx.Param)
-        losses = []
-        with JaxCheckpointer(
-            store, experiment="e", data=[np.full((4, 2), i, np.float32) for i in range(4)]
-        ) as ckpt:
-            net, optimizer = ckpt.restore((net, optimizer))
-            for _ in ckpt.epochs(total):
-                for x in ckpt.batches():
-                    loss = step(net, optimizer, x)
-                    ckpt.step((net, optimizer), loss=loss)
-                    losses.append(float(loss).hex())
-        return losses
-
-    first = program(tmp_path / "store", 2)
-    assert first + program(tmp_path / "store", 3) == program(tmp_path / "whole", 3)
-
-
 def test_a_signal_saves_at_the_next_safe_point(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     received: list[int] = []
@@ -382,20 +344,6 @@ def test_resume_none_begins_anew_and_resume_ref_goes_back(tmp_path: Path) -> Non
     assert program(None) == (0, 3)
 
 
-def test_fine_tune_from_the_best_of_another_experiment(tmp_path: Path) -> None:
-    epochs(tmp_path / "store", [], At(), metric="total", save_policy=OnImprovement("total"))
-    with CheckpointManager(tmp_path / "store", experiment="e", metric="total") as first:
-        best = first.best()
-        assert best is not None
-        expected = load(first, "best", like=jnp.zeros(3), path="state/w")
-    with JaxCheckpointer(tmp_path / "store", experiment="tuned", metric="total") as ckpt:
-        start = fresh()
-        start["w"] = load(ckpt.manager, f"e@{best.id}", like=start["w"], path="state/w")
-        state = ckpt.restore(start)
-        assert (state["w"] == expected).all()
-        assert ckpt.resumption.kind == "fresh"
-
-
 def test_two_checkpointers_on_one_store(tmp_path: Path) -> None:
     def program(name: str, data: Callable[[], Any]) -> Any:
         with JaxCheckpointer(tmp_path / "store", experiment=name, data=data(), every_n_steps=1) as ckpt:
@@ -410,25 +358,3 @@ def test_two_checkpointers_on_one_store(tmp_path: Path) -> None:
     assert len(program("one", lambda: [1.0, 2.0])) == 2
     assert len(program("two", lambda: [1.0])) == 1
     assert len(program("one", lambda: [1.0, 2.0])) == 2
-
-
-def test_a_save_that_fails_does_not_stop_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    from ckpt_core.errors import StoreError
-    from ckpt_core.stores import LocalStore
-
-    create, refused = LocalStore.create, []
-
-    def full(self: LocalStore, key: str) -> Any:
-        if key.startswith("packs/") and not refused:
-            refused.append(key)
-            raise StoreError("no space left on device", kind="full")
-        return create(self, key)
-
-    monkeypatch.setattr(LocalStore, "create", full)
-    state = epochs(tmp_path / "store", [], At())
-    assert int(state["n"]) == 12
-    assert "reminder: the save of step 2 failed: no space left" in caplog.text
-    with CheckpointManager(tmp_path / "store", experiment="e") as manager:
-        assert manager.resolve("latest").step == 12
