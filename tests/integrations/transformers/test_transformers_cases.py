@@ -84,11 +84,11 @@ def test_training_goes_on_while_a_save_is_written(tmp_path: Path) -> None:
     class Opening(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.global_step == 4:
+                assert store.reached.wait(60)
                 store.gate.set()
 
     with CheckpointManager(store, experiment="words") as manager:
         plain_trainer(tmp_path, [CheckpointCallback(manager=manager), Opening()], max_steps=6).train()
-        assert store.waited == 1
         assert [each.step for each in manager.checkpoints()] == [2, 4, 6]
         saved, trained = manager.load("step=2"), manager.load("step=4")
     assert digest(saved["model"]) != digest(
@@ -101,12 +101,12 @@ class GatedStore(FaultyStore):
 
     def __init__(self, inner: Any) -> None:
         super().__init__(inner)
-        self.gate, self.waited = threading.Event(), 0
+        self.reached, self.gate = threading.Event(), threading.Event()
 
     def change(self, what: str, work: Callable[[], Any]) -> Any:
-        if what.startswith("create packs/") and not self.gate.is_set():
+        if what.startswith("create packs/"):
+            self.reached.set()
             assert self.gate.wait(60), "training waits for the save"
-            self.waited += 1
         return super().change(what, work)
 
 
