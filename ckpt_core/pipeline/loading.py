@@ -15,7 +15,9 @@ from ckpt_core.tree import (
     Selection,
     TensorCodec,
     UnsupportedValueError,
+    closed,
     dtypes,
+    opened,
     rebuild,
     rebuild_like,
     tensor_paths,
@@ -39,7 +41,8 @@ def load_state(
     """The state of a checkpoint; see `CheckpointManager.load` for the arguments and errors."""
     if verify not in ("full", "lazy", "off"):
         raise UsageError(f"verify={verify!r} must be 'full', 'lazy' or 'off'", kind="option")
-    tree, plain = manifest.state, like is None
+    tree, plain, given = manifest.state, like is None, like
+    like = opened(given, registry)
     selection = Selection(include)
     selection.check(tree)
     wanted = wanted_tensors(tree, like, registry, selection, plain=plain)
@@ -54,7 +57,7 @@ def load_state(
         chunks.close()
     if plain:
         return rebuild(tree, loader.give, registry, selection)
-    return rebuild_like(tree, like, loader.give, registry, selection)
+    return closed(given, like, rebuild_like(tree, like, loader.give, registry, selection))
 
 
 class _Loader:

@@ -4,6 +4,7 @@ from ckpt_core.tree.builtin import register_builtin
 from ckpt_core.tree.codecs import (
     CodecRegistry,
     ObjectCodec,
+    StructureCodec,
     TensorCodec,
     UnsupportedValueError,
     register_codec,
@@ -13,6 +14,7 @@ from ckpt_core.tree.flatten import Flat, Leaf, flatten
 from ckpt_core.tree.nodes import check_tree, plain_value, tensor_paths, walk
 from ckpt_core.tree.rebuild import rebuild, rebuild_like, wanted_tensors
 from ckpt_core.tree.selection import Selection
+from ckpt_core.tree.structures import closed, opened
 
 __all__ = [
     "CodecRegistry",
@@ -20,10 +22,13 @@ __all__ = [
     "Leaf",
     "ObjectCodec",
     "Selection",
+    "StructureCodec",
     "TensorCodec",
     "UnsupportedValueError",
     "check_tree",
+    "closed",
     "flatten",
+    "opened",
     "plain_value",
     "rebuild",
     "rebuild_like",

@@ -20,6 +20,7 @@ from ckpt_core.model import Buffer, TensorSpec
 __all__ = [
     "CodecRegistry",
     "ObjectCodec",
+    "StructureCodec",
     "TensorCodec",
     "UnsupportedValueError",
     "register_codec",
@@ -81,6 +82,18 @@ class ObjectCodec:
     decode: Callable[[Any], Any]
 
 
+@dataclass(frozen=True, slots=True)
+class StructureCodec:
+    """How an object opens up into what it is made of: `members` gives a dict, of dicts and lists and tensors.
+
+    It is saved as that dict. In `like=` its members are filled, each in place, and it stays the object it is; a
+    codec for what cannot be filled in place has no use here. Raises UnsupportedValueError.
+    """
+
+    name: str
+    members: Callable[[Any], Mapping[str, Any]]
+
+
 class CodecRegistry:
     """The codecs known to this process. Thread-safe; later registrations of a type or name win."""
 
@@ -90,6 +103,7 @@ class CodecRegistry:
         self._tensor_names: dict[str, TensorCodec] = {}
         self._objects: dict[type, ObjectCodec] = {}
         self._object_names: dict[str, ObjectCodec] = {}
+        self._structures: dict[type, StructureCodec] = {}
         self._pending: dict[str, EntryPoint] | None = None
 
     def add_tensor(self, codec: TensorCodec, *types: type) -> None:
@@ -104,6 +118,19 @@ class CodecRegistry:
         with self._lock:
             self._objects[codec.type] = codec
             self._object_names[codec.name] = codec
+
+    def add_structure(self, codec: StructureCodec, *types: type) -> None:
+        """Open values of `types` (and of their subclasses, where no other codec knows them) by `codec`."""
+        with self._lock:
+            for kind in types:
+                self._structures[kind] = codec
+
+    def structure(self, kind: type) -> StructureCodec | None:
+        """The codec that opens values of type `kind`; None where another codec, or none, is for them."""
+        if self.find(kind) is not None:
+            return None
+        with self._lock:
+            return next((self._structures[base] for base in kind.__mro__ if base in self._structures), None)
 
     def find(self, kind: type) -> TensorCodec | ObjectCodec | None:
         """The codec for values of type `kind`, asking installed packages if none is known yet."""

@@ -15,7 +15,13 @@ import numpy as np
 
 from ckpt_core.errors import StateError
 from ckpt_core.model import TensorSpec
-from ckpt_core.tree.codecs import CodecRegistry, ObjectCodec, TensorCodec, UnsupportedValueError
+from ckpt_core.tree.codecs import (
+    CodecRegistry,
+    ObjectCodec,
+    StructureCodec,
+    TensorCodec,
+    UnsupportedValueError,
+)
 from ckpt_core.tree.nodes import INLINE_BYTES, MAX_DEPTH, base_value, child_path, key_component
 
 __all__ = ["Flat", "Leaf", "flatten"]
@@ -145,6 +151,9 @@ class _Flattener:
                 return self._object(path, value, codec)
             if codec is not None:
                 return {"$tensor": self._tensor(path, value, codec)}
+            structure = self._registry.structure(type(value))
+            if structure is not None:
+                return self._structure(path, value, structure)
         except UnsupportedValueError as error:
             raise StateError(f"cannot save {_shown(path)}: {error}", kind="unsupported", path=path) from None
         base = base_value(value)
@@ -156,6 +165,13 @@ class _Flattener:
         self._enter(path, value)
         try:
             return {"$object": {"codec": codec.name, "value": self.node(path, codec.encode(value))}}
+        finally:
+            self._open.pop()
+
+    def _structure(self, path: str | None, value: Any, codec: StructureCodec) -> Any:
+        self._enter(path, value)
+        try:
+            return self.node(path, dict(codec.members(value)))
         finally:
             self._open.pop()
 
