@@ -21,20 +21,22 @@ _LEAVES = (type(None), bool, int, float, complex, str, bytes)
 def opened(like: Any, registry: CodecRegistry, path: str | None = None, within: tuple[int, ...] = ()) -> Any:
     """`like` with each object that a structure codec knows replaced by its members; itself where there is none.
 
-    `within`: the `id`s of the objects that it is a member of. Raises StateMismatchError for an object that cannot
-    be opened.
+    `within`: the `id`s of the objects and containers that it is a member of. Raises StateMismatchError for an
+    object that cannot be opened, and for what contains itself.
     """
     if isinstance(like, _LEAVES):
         return like
+    if id(like) in within:
+        where = path or "the top"
+        raise StateMismatchError(f"like= at {where}: it contains itself", kind="like", paths=(where,))
+    within = (*within, id(like))
     if isinstance(like, (Mapping, list, tuple)):
         return _container(like, registry, path, within)
     codec = registry.structure(type(like))
     if codec is None:
         return like
     try:
-        if id(like) in within:
-            raise UnsupportedValueError("it contains itself")
-        return opened(dict(codec.members(like)), registry, path, (*within, id(like)))
+        return opened(dict(codec.members(like)), registry, path, within)
     except UnsupportedValueError as error:
         where = path or "the top"
         raise StateMismatchError(f"like= at {where}: {error}", kind="like", paths=(where,)) from None

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ckpt_core import CheckpointManager, StateError, StateMismatchError
-from ckpt_core.tree import StructureCodec, UnsupportedValueError, registry
+from ckpt_core.tree import StructureCodec, UnsupportedValueError, opened, registry
 
 
 class Box:
@@ -104,3 +104,10 @@ def test_objects_among_the_members_open_up_too(manager: CheckpointManager) -> No
     inner.arrays[0][:] = 0
     assert manager.load(like=outer) is outer
     assert inner.arrays[0].tolist() == [1.0, 1.0]
+
+
+def test_a_container_that_contains_itself_is_refused() -> None:
+    like: dict[str, Any] = {}
+    like["a"] = [like]
+    with pytest.raises(StateMismatchError, match="contains itself"):
+        opened(like, registry)
