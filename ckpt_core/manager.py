@@ -21,6 +21,7 @@ from ckpt_core.format.hashing import Algorithm
 from ckpt_core.format.names import check_name
 from ckpt_core.hooks import BaseHook, HookContext, HookEvent, HookManager
 from ckpt_core.model import Attempt, Checkpoint, Decision
+from ckpt_core.pipeline.deferred import LazyTensors
 from ckpt_core.pipeline.intake import Intake
 from ckpt_core.pipeline.library import Library
 from ckpt_core.pipeline.queue import OnBusy, SaveHandle, SaveQueue
@@ -157,12 +158,14 @@ class CheckpointManager(Library):
         tags: Sequence[str] = (),
         wait: bool = False,
         reason: str | None = None,
+        lazy: LazyTensors | None = None,
     ) -> SaveHandle:
         """Saves a state: dicts, lists, tuples, plain values and tensors of any registered framework.
 
         Returns as soon as the tensors are copied to host memory; the handle's `result()` waits until the
         checkpoint is durable. With `wait`, nothing is copied and the call returns when it is durable, or
-        raises what went wrong. A failed save never disappears: its handle, a SAVE_FAILED event, the log,
+        raises what went wrong. `lazy`, for adapters: the tensors that will not change for a while, and need not
+        be copied before this returns. A failed save never disappears: its handle, a SAVE_FAILED event, the log,
         the audit trail and `close` all tell it. What follows a save (tags, hooks, retention) cannot make it
         fail: what goes wrong there is in the log, and `close` tells it again.
 
@@ -183,7 +186,7 @@ class CheckpointManager(Library):
         self._last_step = request.step
         if wait:
             return self._intake.save_now(request, flat)
-        return self._intake.stage(request, flat, lambda: self._tell_staged(request))
+        return self._intake.stage(request, flat, lambda: self._tell_staged(request), lazy)
 
     def log(self, metrics: Mapping[str, Any], *, step: int) -> None:
         """Adds to the metric series; NaN and infinities are allowed. Durable at the next commit or on close.

@@ -17,11 +17,12 @@ from ckpt_core.errors import CkptError, SaveNotDoneError
 from ckpt_core.hooks import HookContext, HookEvent
 from ckpt_core.manager import CheckpointManager
 from ckpt_core.model import Checkpoint
+from ckpt_core.pipeline.deferred import LazyTensors
 from ckpt_core.pipeline.queue import SaveHandle
 from ckpt_core.preemption import PREEMPTION_SIGNALS, PreemptionSignals
 from ckpt_core.tracker import as_metrics
 
-__all__ = ["Capture", "Resumption", "Session"]
+__all__ = ["Capture", "LazyTensors", "Resumption", "Session"]
 
 _log = logging.getLogger("ckpt_core.session")
 
@@ -72,6 +73,8 @@ class Session:
         self._handle: SaveHandle | None = None
         self._ended = False
         self.resumption = Resumption("fresh")
+        self.lazy: LazyTensors | None = None
+        """What the adapter knows of tensors that need not be copied before a save lets training go on."""
 
     # -- the beginning ----------------------------------------------------------------------------
 
@@ -253,7 +256,9 @@ class Session:
         state = {**capture(), "session": {"finished": finished}}
         metrics = self._usable(self._metrics if self._metrics_step == step else {}, step)
         try:
-            self._handle = self.manager.save(state, step=step, metrics=metrics, reason=reason, wait=wait)
+            self._handle = self.manager.save(
+                state, step=step, metrics=metrics, reason=reason, wait=wait, lazy=self.lazy
+            )
         except CkptError as error:
             if (
                 self._saved is None or wait

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from ckpt_core.errors import SaveNotDoneError
 from ckpt_core.pipeline import staging
+from ckpt_core.pipeline.deferred import Deferred, LazyTensors
 from ckpt_core.pipeline.queue import SaveHandle, SaveQueue
 from ckpt_core.pipeline.saving import Saver, SaveRequest
 from ckpt_core.tree import Flat
@@ -30,8 +31,15 @@ class Intake:
         self._threads = threads
         self._arenas = staging.ArenaPool(staged_bytes)
 
-    def stage(self, request: SaveRequest, flat: Flat, staged: Callable[[], object]) -> SaveHandle:
-        """Copies the tensors and returns; the rest is done in the background. `staged` is called between.
+    def stage(
+        self,
+        request: SaveRequest,
+        flat: Flat,
+        staged: Callable[[], object],
+        lazy: LazyTensors | None = None,
+    ) -> SaveHandle:
+        """Copies the tensors and returns; the rest is done in the background, and so are the copies of those that
+        are `lazy`. `staged` is called between.
 
         Waits for a place if the queue says so; where it has none, the handle knows why.
         """
@@ -44,9 +52,15 @@ class Intake:
             handle.fail(error)
             return handle
         arena = self._arenas.acquire()
+        deferred = _begun(lazy, request.step)
         try:
-            snapshot = staging.copy(flat, arena)
+            if lazy is None or deferred is None:
+                snapshot, later = staging.copy(flat, arena)
+            else:
+                snapshot, later = staging.copy(flat, arena, lazy.__contains__)
+                deferred.start(later)
         except MemoryError as error:
+            _give_up(deferred)
             self._arenas.release(arena)
             self._queue.cancel()
             _log.warning(
@@ -55,6 +69,7 @@ class Intake:
             self._queue.run(handle, lambda h: self._save_live(request, flat, h))
             return handle
         except BaseException as error:
+            _give_up(deferred)
             self._arenas.release(arena)
             self._queue.cancel()
             if not isinstance(error, Exception):
@@ -64,8 +79,11 @@ class Intake:
         try:
             staged()
         finally:  # a hook that raises is heard, and the save is made all the same
+            ready = deferred.result if deferred is not None else None
             self._queue.submit(
-                handle, lambda h: self._saver.run(request, snapshot, h), lambda: self._arenas.release(arena)
+                handle,
+                lambda h: self._saver.run(request, snapshot, h, ready),
+                lambda: self._release(arena, deferred),
             )
         return handle
 
@@ -75,6 +93,11 @@ class Intake:
         self._queue.run(handle, lambda h: self._save_live(request, flat, h))
         handle.result()
         return handle
+
+    def _release(self, arena: staging.Arena, deferred: Deferred | None) -> None:
+        if deferred is not None:  # of a save that was replaced, it may still be copied to
+            deferred.wait()
+        self._arenas.release(arena)
 
     def clear(self) -> None:
         """Lets go of the memory for copies."""
@@ -88,3 +111,18 @@ class Intake:
             self._saver.fail(request, error, handle)
             return
         self._saver.run(request, snapshot, handle)
+
+
+def _begun(lazy: LazyTensors | None, step: int) -> Deferred | None:
+    if lazy is None:
+        return None
+    deferred = Deferred(lazy, step)
+    if lazy.begin(deferred.wait):
+        return deferred
+    deferred.give_up()
+    return None
+
+
+def _give_up(deferred: Deferred | None) -> None:
+    if deferred is not None:
+        deferred.give_up()

@@ -67,9 +67,20 @@ class Saver:
         """An attempt begins: the chunks of `base`, which may be anybody's, need not be written again."""
         self._base, self._parent = base, parent
 
-    def run(self, request: SaveRequest, snapshot: Snapshot, handle: SaveHandle) -> None:
-        """Makes the checkpoint and settles the handle. Raises only what is no Exception."""
+    def run(
+        self,
+        request: SaveRequest,
+        snapshot: Snapshot,
+        handle: SaveHandle,
+        ready: Callable[[], object] | None = None,
+    ) -> None:
+        """Makes the checkpoint and settles the handle. Raises only what is no Exception.
+
+        `ready` returns when the snapshot is whole, or raises why it never will be.
+        """
         try:
+            if ready is not None:
+                ready()
             checkpoint = self._save(request, snapshot)
         except SaveNotDoneError as error:
             _log.warning("%s", error)

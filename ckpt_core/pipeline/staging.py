@@ -6,6 +6,8 @@ import mmap
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -102,12 +104,19 @@ class ArenaPool:
             )
 
 
-def copy(flat: Flat, arena: Arena) -> Snapshot:
-    """A snapshot that the live tensors have no part in: they may change as soon as this returns.
+Copies = list[Callable[[], None]]
+
+
+def copy(
+    flat: Flat, arena: Arena, is_lazy: Callable[[Any], bool] = lambda value: False
+) -> tuple[Snapshot, Copies]:
+    """A snapshot that the live tensors have no part in: they may change as soon as this returns, but for those
+    that `is_lazy` names, whose copies are still to be made.
 
     It is copied to the arena, but for what a codec can hold on to. There it lies as it would in a pack, so that
     it can be written from there as it is.
     """
+    later: Copies = []
     staged: list[StagedTensor | None] = [None] * len(flat.leaves)
     copied: list[int] = []
     for index, leaf in enumerate(flat.leaves):
@@ -123,13 +132,18 @@ def copy(flat: Flat, arena: Arena) -> Snapshot:
         index, begin, end = copied[number], end, end + sizes[number]
         leaf, data = flat.leaves[index], block[begin:end]
         if data.nbytes:
-            source = leaf.codec.view(leaf.value)
-            if source is None:
-                leaf.codec.copy_into(leaf.value, data)
-            else:  # plain bytes: nobody copies them quicker than the C library
-                np.copyto(data, source)
+            make = partial(_copy, leaf, data)
+            later.append(make) if is_lazy(leaf.value) else make()
         staged[index] = StagedTensor(leaf.path, leaf.codec.name, leaf.spec, data)
-    return Snapshot(flat.tree, tuple(tensor for tensor in staged if tensor is not None))
+    return Snapshot(flat.tree, tuple(tensor for tensor in staged if tensor is not None)), later
+
+
+def _copy(leaf: Leaf, out: Buffer) -> None:
+    source = leaf.codec.view(leaf.value)
+    if source is None:
+        leaf.codec.copy_into(leaf.value, out)
+    else:  # plain bytes: nobody copies them quicker than the C library
+        np.copyto(out, source)
 
 
 def _hold(leaf: Leaf) -> Buffer | None:
