@@ -31,32 +31,35 @@ def digest_in_order(
     threads = min(cores(), _MOST) if threads is None else threads
     jobs: SimpleQueue[tuple[Buffer, Future[str]] | None] = SimpleQueue()
     workers: list[threading.Thread] = []
-    pending: deque[tuple[Piece, Future[str]]] = deque()
+    pending: deque[tuple[Piece, Future[str] | str]] = deque()
     try:
         for piece in pieces:
-            future: Future[str] = Future()
+            digest: Future[str] | str
             if piece.data.nbytes < _INLINE:
-                future.set_result(digest_of(piece.data, algorithm))
+                digest = digest_of(piece.data, algorithm)
             else:
+                digest = Future()
                 if len(workers) < threads:
                     worker = threading.Thread(
                         target=_work, args=(jobs, algorithm), name="ckpt-digest", daemon=True
                     )
                     workers.append(worker)
                     worker.start()
-                jobs.put((piece.data, future))
-            pending.append((piece, future))
+                jobs.put((piece.data, digest))
+            pending.append((piece, digest))
             while len(pending) > 2 * threads:
-                done, result = pending.popleft()
-                yield done, result.result()
+                yield _settled(*pending.popleft())
         while pending:
-            done, result = pending.popleft()
-            yield done, result.result()
+            yield _settled(*pending.popleft())
     finally:
         for _ in workers:
             jobs.put(None)
         for worker in workers:
             worker.join()
+
+
+def _settled(piece: Piece, digest: Future[str] | str) -> tuple[Piece, str]:
+    return piece, digest if isinstance(digest, str) else digest.result()
 
 
 def _work(jobs: SimpleQueue[tuple[Buffer, Future[str]] | None], algorithm: str) -> None:

@@ -94,6 +94,7 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     raise FormatError(f"element type {name!r} is not known to numpy here", kind="dtype", dtype=name)
 
 
+@lru_cache(256)  # asked some times for each of thousands of tensors; bounded, as names may come from a file
 def _bits(name: str) -> int:
     bits = SAFETENSORS_BITS.get(name) or _OWN_BITS.get(name)
     return bits if bits is not None else numpy_dtype(name).itemsize * 8
@@ -107,6 +108,7 @@ def nbytes(spec: TensorSpec) -> int:
     return bits // 8
 
 
+@lru_cache(256)
 def alignment(name: str) -> int:
     """Bytes by which the first value of a tensor must be aligned: its item size, 8 at the most."""
     size = max(_bits(name) // 8, 1)

@@ -39,13 +39,14 @@ coming near Python's limit on recursion, wherever it is loaded."""
 INLINE_BYTES = 1024
 """Byte strings up to this length stand in the manifest; longer ones are stored as tensors."""
 
+_BASE = frozenset({type(None), bool, int, float, str})
 _FLOAT = re.compile("[0-9a-f]{16}")
 _INT = re.compile("-?0x[0-9a-f]+")
 
 
 def base_value(value: Any) -> Any:
     """An instance of a subclass of a plain type (but an enumeration's) as one of the type itself."""
-    if value is None or isinstance(value, (bool, enum.Enum)):
+    if type(value) in _BASE or isinstance(value, (bool, enum.Enum)):
         return value
     if isinstance(value, int):
         return int.__index__(value)
@@ -56,6 +57,8 @@ def base_value(value: Any) -> Any:
 
 def key_component(key: Any) -> str:
     """How a dict's key stands in a path, which is unique: `/` as `~1` and `~` as `~0` (RFC 6901)."""
+    if type(key) is str and "~" not in key and "/" not in key:  # nearly all of them
+        return key
     key = base_value(key)
     huge = type(key) is int and key.bit_length() > 64  # Python refuses to write very long ones in decimal
     return (hex(key) if huge else str(key)).replace("~", "~0").replace("/", "~1")
