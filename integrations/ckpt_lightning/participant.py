@@ -60,7 +60,7 @@ class Participant:
         if ranks.leads:
             self.session = Session(self.manager, signals=SharedSignals(ranks, self._signals))
         else:
-            self.session = Follower(self._signals)
+            self.session = Follower(ranks, self._signals)
 
     # -- what to go on from, in the first process ---------------------------------------------------
 
@@ -109,6 +109,14 @@ class Participant:
             self._hook = SavePolicyHook(self.policy, saved=saved)
             self.manager.hooks.register_hook(self._hook)
         self.live.begin(step, epoch)
+
+    @property
+    def due(self) -> bool:
+        """Whether the session has something to do at a safe point: to save, or to tell of a save that failed."""
+        session = self.live
+        if not isinstance(session, Session) or session.due:
+            return session.due
+        return session.manager.on_save_error == "stop" and bool(session.manager.failures)
 
     def step_end(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
         """A step was made."""

@@ -13,7 +13,14 @@ from typing import Any
 import torch
 from torchmetrics import Metric
 
-__all__ = ["capture_logged", "capture_module", "fresh", "restore_logged", "restore_module"]
+__all__ = [
+    "capture_logged",
+    "capture_module",
+    "fresh",
+    "restore_logged",
+    "restore_metrics",
+    "restore_module",
+]
 
 _META = (
     "fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph",
@@ -54,8 +61,13 @@ def restore_logged(trainer: Any, state: Mapping[str, Any]) -> None:
         results[key] = _restore_result(trainer, words, saved)
     connector._first_loop_iter = state["first_loop_iter"]
     connector._current_fx = state["current_fx"]
+    restore_metrics(trainer, state)
+
+
+def restore_metrics(trainer: Any, state: Mapping[str, Any]) -> None:
+    """Put back, of what `capture_logged` gave, the metrics that callbacks and schedulers look at."""
     for name in _DICTS:
-        setattr(connector, name, dict(state[name]))
+        setattr(trainer._logger_connector, name, dict(state[name]))
 
 
 def _capture_result(result: Any) -> dict[str, Any]:

@@ -207,7 +207,7 @@ class Run:
 
     def _save_if_due(self, participant: Participant, boundary: str) -> None:
         session, trainer = participant.live, self._trainer
-        due, received = self.ranks.agree(session.due, session.preempted)
+        due, received = self.ranks.agree(participant.due, session.preempted)
         if not due and received is None:
             return
         self._act(
@@ -275,13 +275,16 @@ class Run:
         """What Lightning's own restoring leaves out or disturbs."""
         state, self._loaded = self._loaded, None
         assert state is not None and self._gradients is not None
-        averaging.restore(self._trainer, state.get("averaging", {}))
+        averaging.restore(self._trainer, state["averaging"])
         if self.ranks.rank >= self._world:
+            results.restore_metrics(self._trainer, state["logged"])
             return
-        results.restore_logged(self._trainer, state["logged"])
-        results.restore_module(self._trainer.lightning_module, state["module"])
         if self._world == self.ranks.world:
+            results.restore_logged(self._trainer, state["logged"])
             self._gradients.restore(state["gradients"])
+        else:
+            results.restore_metrics(self._trainer, state["logged"])
+        results.restore_module(self._trainer.lightning_module, state["module"])
         for missing in restore_rng(state["rng"]):
             _log.warning("%s is in the checkpoint, but cannot be restored here", missing)
 
