@@ -53,6 +53,8 @@ class TensorFlowCodec:
     def wrap(self, spec: TensorSpec, data: Buffer) -> Any:
         host = _host.wrap(spec, data)
         try:
+            if host.dtype.kind in "US":  # TensorFlow would make strings of no fixed size of them
+                raise TypeError(host.dtype)
             with tf.device("CPU:0"):
                 return tf.constant(host.astype(host.dtype.newbyteorder("="), copy=False))
         except (TypeError, ValueError, tf.errors.OpError) as error:  # a date, a text, a rare kind of float8
