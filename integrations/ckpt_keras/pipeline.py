@@ -60,7 +60,9 @@ class Pipeline:
         """Have the next iterator go on where `position` was taken."""
         begun = position["delivered"] > 0
         if self._arrays and position["base"] is None:
-            self._fixed = position["seed"]  # whatever it is now: the pipeline is Keras', and can be made again
+            self._fixed = position[
+                "seed"
+            ]  # whatever it is now: the pipeline is Keras', and can be made again
         elif position["seed"] != _global_seed() and not self._arrays:
             _log.warning(
                 "%s was shuffled by TensorFlow's seed %s, and now by %s: the data will not be the same. Call "

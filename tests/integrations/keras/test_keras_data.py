@@ -16,14 +16,17 @@ import keras
 import numpy as np
 import pytest
 
+from ckpt_core import CheckpointManager
 from ckpt_core.hooks import HookEvent
 from ckpt_keras import CheckpointCallback
 from ckpt_keras.codec import host_array
 
-# Keras on PyTorch makes numpy warn whenever it turns a tensor into an array.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
-)
+pytestmark = [
+    # Keras on PyTorch makes numpy warn whenever it turns a tensor into an array.
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
+    # It says so at the end of all data whose length it does not know.
+    pytest.mark.filterwarnings("ignore:Your input ran out of data:UserWarning"),
+]
 BACKEND = keras.config.backend()
 EPOCHS, STEPS, BATCH = 3, 5, 4
 X = np.random.default_rng(0).normal(size=(STEPS * BATCH, 3)).astype("float32")
@@ -193,6 +196,43 @@ DATA: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
+def loader(stream_of_samples: bool = False) -> Any:
+    """A loader of PyTorch's that draws masks; or one whose length nobody knows."""
+    import torch
+
+    class Stream(torch.utils.data.IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            for index in torch.randperm(len(X)).tolist():
+                yield torch.tensor(X[index]) + torch.rand(()), torch.tensor(Y[index])
+
+    def masked(samples: Any) -> Any:
+        images, targets = torch.utils.data.default_collate(samples)
+        return images * (torch.rand(images.shape) > 0.2) + random.random(), targets
+
+    if stream_of_samples:
+        return torch.utils.data.DataLoader(Stream(), BATCH)
+    data = torch.utils.data.TensorDataset(torch.tensor(X), torch.tensor(Y))
+    return torch.utils.data.DataLoader(data, BATCH, shuffle=True, collate_fn=masked)
+
+
+def pipeline(known: bool = True) -> Any:
+    """A tf.data pipeline that shuffles and draws masks; or one whose length nobody knows."""
+    import tensorflow as tf
+
+    def masked(image: Any, target: Any) -> Any:
+        return image * tf.cast(tf.random.uniform(tf.shape(image)) > 0.2, image.dtype), target
+
+    data = tf.data.Dataset.from_tensor_slices((X, Y)).shuffle(9).batch(BATCH).map(masked).prefetch(2)
+    return data if known else data.filter(lambda image, target: True)
+
+
+if BACKEND == "torch":
+    DATA["loader"] = lambda: {"x": loader(), "shuffle": False}
+    DATA["loader without a length"] = lambda: {"x": loader(True), "shuffle": False}
+if BACKEND == "tensorflow":
+    DATA["pipeline"] = lambda: {"x": pipeline(), "shuffle": False}
+
+
 @pytest.mark.parametrize("kind", DATA)
 def test_every_kind_of_data(kind: str, tmp_path: Path) -> None:
     steps = (2, 3, 7) if kind == "arrays over several epochs" else (2, 5, 14)
@@ -219,3 +259,124 @@ def test_the_way_that_is_asked_for(
 def test_steps_that_run_together(tmp_path: Path) -> None:
     options = {"run_eagerly": False, "steps_per_execution": 2, "jit_compile": BACKEND == "jax"}
     assert_exact(tmp_path, DATA["arrays"], (4, 5, 7), compiled=options)
+
+
+@pytest.mark.skipif(
+    BACKEND == "tensorflow", reason="there a batch cannot be looked at before the step takes it"
+)
+def test_in_the_first_pass_over_data_without_a_length(tmp_path: Path) -> None:
+    assert_exact(tmp_path, lambda: {"x": stream(7), "shuffle": False}, (2, 6), epochs=1)
+
+
+@pytest.mark.skipif(
+    BACKEND == "tensorflow", reason="there a batch cannot be looked at before the step takes it"
+)
+def test_the_last_batch_of_data_without_a_length_is_the_epochs_end(tmp_path: Path) -> None:
+    """A save that is due after it waits for the evaluation, as anywhere else."""
+    fit(tmp_path, lambda: {"x": stream(4), "shuffle": False}, save=(4,), epochs=1)
+    with CheckpointManager(tmp_path, experiment="data") as manager:
+        assert [manager.load(each.id)["loop"]["boundary"] for each in manager.checkpoints()] == ["epoch"]
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="of tf.data")
+def test_a_pipeline_without_a_length(tmp_path: Path) -> None:
+    """In its first pass nobody knows which batch is the last: saves wait for the epoch's end."""
+    assert_exact(tmp_path, lambda: {"x": pipeline(known=False), "shuffle": False}, (5, 7, 14))
+    _, _ = fit(
+        tmp_path / "first", lambda: {"x": pipeline(known=False), "shuffle": False}, save=(2,), epochs=1
+    )
+    with CheckpointManager(tmp_path / "first", experiment="data") as manager:
+        assert [each.step for each in manager.checkpoints()] == [5]
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="of tf.data")
+def test_arrays_that_tensorflow_shuffles_without_a_seed(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    def train(**options: Any) -> tuple[Any, Noisy]:
+        model, noisy = model_of(), Noisy()
+        if options:
+            model.set_weights([np.ones((3, 1)), np.zeros(1)])
+        callback = CheckpointCallback(tmp_path, experiment="data", save_policy=At((2, 7)), **options)
+        model.fit(X, Y, batch_size=BATCH, epochs=EPOCHS, verbose=0, callbacks=[callback, noisy])
+        return model, noisy
+
+    tf.random.set_seed(None)
+    whole, seen = train()
+    for step in (2, 7):
+        again, seen_again = train(resume=f"step={step}")
+        assert seen_again.losses == seen.losses
+        assert bits(again) == bits(whole)
+    assert len({loss for _, loss, _ in seen.losses}) == EPOCHS * STEPS
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="of tf.data")
+def test_doubts_about_a_pipeline(caplog: pytest.LogCaptureFixture) -> None:
+    import tensorflow as tf
+
+    from ckpt_keras.pipeline import doubts
+
+    tf.random.set_seed(None)
+    plain = tf.data.Dataset.from_tensor_slices(X)
+    unseeded = plain.shuffle(9)
+
+    def noise(x: Any) -> Any:
+        return x + tf.random.uniform(())
+
+    assert doubts(plain.batch(2).prefetch(1)) == []
+    assert "ShuffleDataset has no seed" in doubts(unseeded)[0]
+    assert doubts(plain.shuffle(9, seed=3)) == []
+    assert "keeps a shuffled order in a cache" in doubts(plain.shuffle(9, seed=3).cache())[0]
+    assert doubts(plain.cache().shuffle(9, seed=3)) == []
+    assert "RandomUniform in MapDataset has no seed" in doubts(plain.map(noise))[0]
+    tf.random.set_seed(1)
+    assert doubts(plain.map(noise)) == []
+    assert "draws in an order that is chance" in doubts(plain.map(noise, num_parallel_calls=2))[0]
+    generated = tf.data.Dataset.from_generator(
+        lambda: iter([1, 2]), output_signature=tf.TensorSpec((), tf.int32)
+    )
+    assert "runs Python code" in doubts(generated)[0]
+    options = tf.data.Options()
+    options.deterministic = False
+    assert "not deterministic" in doubts(plain.with_options(options))[0]
+
+
+def test_worker_threads_that_share_a_generator_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fit(tmp_path, lambda: {"x": Batches(workers=2)}, epochs=1)
+    told = [record.getMessage() for record in caplog.records if "worker threads share" in record.getMessage()]
+    assert len(told) == 1
+    assert "Batches" in told[0]
+    assert "numpy" in told[0]
+
+
+def test_a_generator_that_does_not_begin_as_it_did_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fit(tmp_path, DATA["generator"], save=(2,))
+    model, other = model_of(), np.random.default_rng(99)
+
+    def different() -> Any:
+        while True:
+            yield X[other.integers(len(X), size=BATCH)], Y[:BATCH]
+
+    callback = CheckpointCallback(tmp_path, experiment="data", resume="step=2", save_policy=At(()))
+    model.fit(different(), epochs=1, steps_per_epoch=STEPS, shuffle=False, verbose=0, callbacks=[callback])
+    assert "does not begin as it did" in caplog.text
+
+
+def test_what_validation_data_draws(tmp_path: Path) -> None:
+    """Its own generators go on from one evaluation to the next."""
+
+    def history(resume: str | None) -> Any:
+        global GLOBAL
+        keras.utils.set_random_seed(3)
+        GLOBAL = np.random.default_rng(4)
+        callback = CheckpointCallback(tmp_path, experiment="data", resume=resume, save_policy=At((5,)))
+        options = {"batch_size": BATCH, "validation_data": Batches(), "verbose": 0, "callbacks": [callback]}
+        return model_of().fit(X, Y, epochs=EPOCHS, **options).history
+
+    whole = history(None)
+    assert len(set(whole["val_loss"])) == EPOCHS
+    assert history("step=5") == whole
