@@ -1,6 +1,6 @@
-"""Stay with Orbax, and have every file checked, every step listed: two lines more than without.
+"""Stay with Orbax, and have every file checked, every step listed. Run it again and it resumes; kill it and it resumes.
 
-python examples/orbax_dropin.py --folder runs/digits --steps 60
+python examples/orbax_dropin.py --store runs --steps 60
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OPTIMIZER = optax.adam(1e-2)
 
 @hook(HookEvent.AFTER_SAVE)
 def tell(context: HookContext) -> None:
-    print(f"step {context.step} is committed: {dict(context.metrics)}")
+    print(f"step {context.step} is committed: {dict(context.metrics)}", flush=True)
 
 
 @jax.jit
@@ -41,19 +41,18 @@ def train_step(state: Any, images: jax.Array, labels: jax.Array) -> tuple[Any, j
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("runs/digits"))
+    parser.add_argument("--store", type=Path, default=Path("runs"))
     parser.add_argument("--steps", type=int, default=60)
     options = parser.parse_args()
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     digits = load_digits()
-    images, labels = jnp.asarray(digits.data / 16, jnp.float32), jnp.asarray(digits.target)
-    params = {"w": jnp.zeros((64, 10)), "b": jnp.zeros(10)}
+    images, labels, params = digits.data / 16, digits.target, {"w": jnp.zeros((64, 10)), "b": jnp.zeros(10)}
     state = {"params": params, "optimizer": OPTIMIZER.init(params)}
 
     with (
-        OrbaxHandler(options.folder / "catalog", experiment="digits", metric="loss", hooks=[tell]) as watch,
+        OrbaxHandler(options.store / "catalog", experiment="digits", metric="loss", hooks=[tell]) as watch,
         ocp.CheckpointManager(
-            (options.folder / "orbax").absolute(),
+            (options.store / "orbax").absolute(),
             options=ocp.CheckpointManagerOptions(
                 save_interval_steps=20, best_fn=lambda metrics: metrics["loss"], best_mode="min",
                 preservation_policy=watch.preservation(KeepLast(2), KeepBest(1)),
@@ -73,6 +72,7 @@ def main() -> None:
             state, loss = train_step(state, images[chosen], labels[chosen])
             manager.save(step, args=ocp.args.StandardSave(state), metrics={"loss": float(loss)})
         manager.wait_until_finished()
+    print(f"weights after step {options.steps}: {float(jnp.abs(state['params']['w']).sum()).hex()}")
 
 
 if __name__ == "__main__":

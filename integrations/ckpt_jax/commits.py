@@ -16,14 +16,17 @@ from dataclasses import dataclass, field
 import jax.monitoring
 from etils import epath
 
-from ckpt_jax.sidecar import Sidecar
+from ckpt_core.errors import CkptError
+from ckpt_jax.sidecar import Sidecar, unseal
 
-__all__ = ["MARKER", "Commit", "Commits", "item_of"]
+__all__ = ["MARKER", "Commit", "Commits", "committed_in", "item_of", "place_of", "step_of"]
 
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _log = logging.getLogger("ckpt_core.orbax")
 MARKER = "commit_success.txt"
 _METADATA = "_CHECKPOINT_METADATA"
+_STEP = re.compile(r"(?:\w+_)?\d+")
+"""The names that Orbax's managers give to the folders of steps."""
 _ORBAX = ("/jax/orbax/", "/jax/checkpoint/")
 
 
@@ -67,7 +70,7 @@ class Commits:
             if commit is not None:
                 return commit, False
             final = root.parent / _final_name(root.name)
-            commit = self._pending[str(root)] = Commit(root, final, int(_digits(final.name) or 0))
+            commit = self._pending[str(root)] = Commit(root, final, step_of(final))
             return commit, True
 
     def seal(self, folder: epath.Path, sidecar: Sidecar) -> None:
@@ -108,6 +111,30 @@ class Commits:
         return bool(self._pending)
 
 
+def committed_in(root: epath.Path) -> list[Commit]:
+    """Every checkpoint of a manager's folder that is committed and was sealed, by step."""
+    if not root.exists():
+        return []
+    folders = [each for each in root.iterdir() if _STEP.fullmatch(each.name) and each.is_dir()]
+    if any((each / MARKER).exists() for each in folders):
+        folders = [each for each in folders if (each / MARKER).exists()]
+    found = []
+    for folder in folders:
+        try:
+            sealed = _sealed_in(folder)
+        except CkptError as error:
+            _log.error("%s", error)
+        else:
+            found += [Commit(folder, folder, step_of(folder), sealed)] if sealed else []
+    return sorted(found, key=lambda commit: commit.step)
+
+
+def _sealed_in(folder: epath.Path) -> dict[str, Sidecar]:
+    places = {"": folder} | {each.name: each for each in folder.iterdir() if each.is_dir()}
+    sidecars = {item: unseal(each) for item, each in places.items()}
+    return {item: sealed for item, sealed in sidecars.items() if sealed is not None}
+
+
 _listeners: weakref.WeakSet[Commits] = weakref.WeakSet()
 _listening = threading.Lock()
 _registered = False
@@ -138,11 +165,27 @@ def item_of(commit: Commit, folder: epath.Path) -> str:
     return "" if folder == commit.folder else _final_name(folder.name)
 
 
+def place_of(folder: epath.Path) -> tuple[epath.Path, str]:
+    """Of a folder in a committed checkpoint: that of the checkpoint, and the name of the item; `""` where it is
+    the checkpoint itself."""
+    if (folder / _METADATA).exists():
+        return folder, ""
+    is_item = (folder.parent / _METADATA).exists() or not _digits(folder.name)
+    return (folder.parent, folder.name) if is_item else (folder, "")
+
+
+def step_of(root: epath.Path) -> int:
+    """The step of a checkpoint: what the name of its folder ends with, or 0."""
+    return int(_digits(root.name) or 0)
+
+
 def _root(folder: epath.Path) -> epath.Path:
     # An item lies in the temporary folder of its checkpoint; a checkpoint without items is one itself. Where
     # nothing is renamed, as on object storage, a checkpoint is told by the number that its name ends with.
     parent = folder.parent
-    is_item = _TEMPORARY in parent.name or (_TEMPORARY not in folder.name and not _digits(folder.name))
+    if _TEMPORARY in parent.name:
+        return parent
+    is_item = _TEMPORARY not in folder.name and (parent.name.isdecimal() or not _digits(folder.name))
     return parent if is_item else folder
 
 

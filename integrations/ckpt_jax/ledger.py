@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -16,7 +16,7 @@ from etils import epath
 from ckpt_core import Checkpoint, CheckpointManager, UsageError
 from ckpt_core.errors import CkptError
 from ckpt_jax import sidecar
-from ckpt_jax.commits import MARKER, Commit
+from ckpt_jax.commits import MARKER, Commit, committed_in
 
 __all__ = ["Ledger", "Record"]
 
@@ -34,9 +34,10 @@ class Record:
         }
 
     def files_of(self, item: str) -> dict[str, tuple[int, str]]:
-        """Facts of those files that belong to the whole checkpoint or to this item."""
-        mine = {n: facts for n, facts in self.files.items() if "/" not in n or n.startswith(f"{item}/")}
-        return mine if item else dict(self.files)
+        """Facts of those files that belong to this item, to the whole checkpoint, or to an item of somebody
+        else's handler, which nobody else checks."""
+        others = self.items.keys() - {item}
+        return {name: facts for name, facts in self.files.items() if name.partition("/")[0] not in others}
 
 
 class Ledger:
@@ -71,20 +72,18 @@ class Ledger:
 
     def find(self, step: int, item: str, digest: str) -> tuple[Checkpoint, Record] | None:
         """The record of the checkpoint of which this is an item, wherever it has been moved to."""
-        for checkpoint in reversed(self.manager.checkpoints()):
-            if checkpoint.step == step:
-                record = self._record(checkpoint)
-                if record is not None and record.items.get(item) == digest:
-                    return checkpoint, record
-        return None
+        return next((each for each in self._of(step) if each[1].items.get(item) == digest), None)
 
-    def at(self, path: epath.Path) -> Checkpoint | None:
-        """The newest record of a checkpoint at this path."""
+    def at(self, path: epath.Path, step: int) -> Checkpoint | None:
+        """The newest record of a checkpoint of this step at this path."""
+        return next((each[0] for each in self._of(step) if each[1].path == str(path)), None)
+
+    def _of(self, step: int) -> Iterator[tuple[Checkpoint, Record]]:
+        """The records of a step, the newest first."""
         for checkpoint in reversed(self.manager.checkpoints()):
-            record = self._record(checkpoint)
-            if record is not None and record.path == str(path):
-                return checkpoint
-        return None
+            record = self._record(checkpoint) if checkpoint.step == step else None
+            if record is not None:
+                yield checkpoint, record
 
     def under(self, root: epath.Path) -> list[tuple[Checkpoint, epath.Path]]:
         """Every record of a checkpoint in this folder, from the oldest to the newest."""
@@ -93,6 +92,15 @@ class Ledger:
             (checkpoint, epath.Path(record.path)) for checkpoint, record in records if record is not None
         ]
         return [(checkpoint, path) for checkpoint, path in paths if path.parent == root]
+
+    def unknown(self, root: epath.Path) -> list[Commit]:
+        """The checkpoints in this folder, by step, that are in no record, under whatever path."""
+        known = {path for _, path in self.under(root)}
+        return [
+            commit for commit in committed_in(root)
+            if commit.final not in known
+            and not any(self.find(commit.step, item, sealed.digest) for item, sealed in commit.sealed.items())
+        ]  # fmt: skip
 
     def forget(self, checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
         """Drops records. Returns those that were there."""

@@ -5,6 +5,7 @@ The files are Orbax's own. What its users hold, and how it is given to Orbax, is
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +26,7 @@ from ckpt_core import (
 from ckpt_core.errors import HookError, StoreError, UsageError
 from ckpt_core.hooks import HookOutcome
 from ckpt_jax import sidecar
-from ckpt_jax.commits import Commit, Commits, item_of
+from ckpt_jax.commits import Commit, Commits, item_of, place_of, step_of
 from ckpt_jax.ledger import Ledger
 
 __all__ = ["Watch"]
@@ -82,6 +83,7 @@ class Watch:
         self._commits.settle()
         commit, begun = self._commits.begin(folder)
         if begun:
+            self._meet(commit.final.parent)
             outcome = self._fire(HookEvent.BEFORE_SAVE, commit.step, data={"path": str(commit.final)})
             if outcome.vetoed:
                 _log.warning(
@@ -114,15 +116,16 @@ class Watch:
 
         Raises CorruptionError; UsageError where a hook refuses.
         """
+        root, item = place_of(folder)
+        self._meet(root.parent)
         self._settle()
-        step, found, item = _step(folder), None, ""
-        checkpoint = self._ledger.at(folder.parent) or self._ledger.at(folder)
+        step, found = step_of(root), None
+        checkpoint = self._ledger.at(root, step)
         try:
             sealed = sidecar.unseal(folder)
             if sealed is None:
                 self._note_unsealed(folder, checkpoint)
             else:
-                item = "" if (folder / "_CHECKPOINT_METADATA").exists() else folder.name
                 found = self._ledger.find(step, item, sealed.digest)
                 checkpoint = found[0] if found else checkpoint
             outcome = self._fire(HookEvent.BEFORE_LOAD, step, checkpoint, data={"path": str(folder)})
@@ -131,7 +134,7 @@ class Watch:
             if sealed is not None and self._verify:
                 sidecar.verify(folder, sealed.files)
                 if found is not None:
-                    sidecar.verify(folder if item == "" else folder.parent, found[1].files_of(item))
+                    sidecar.verify(root, found[1].files_of(item))
         except CorruptionError as error:
             error.facts.setdefault("step", step)
             self._fire(HookEvent.CORRUPTION_FOUND, step, checkpoint, error=error)
@@ -143,11 +146,11 @@ class Watch:
         """An item has been restored."""
         if checkpoint is not None:
             self._ledger.resumed(checkpoint)
-        self._fire(HookEvent.AFTER_LOAD, _step(folder), checkpoint, data={"path": str(folder)})
+        self._fire(HookEvent.AFTER_LOAD, step_of(place_of(folder)[0]), checkpoint, data={"path": str(folder)})
 
     def load_failed(self, folder: epath.Path, checkpoint: Checkpoint | None, error: BaseException) -> None:
         """An item could not be restored."""
-        self._fire(HookEvent.LOAD_FAILED, _step(folder), checkpoint, error=error)
+        self._fire(HookEvent.LOAD_FAILED, step_of(place_of(folder)[0]), checkpoint, error=error)
 
     def _note_unsealed(self, folder: epath.Path, checkpoint: Checkpoint | None) -> None:
         if checkpoint is None:
@@ -173,6 +176,21 @@ class Watch:
         if last is not None and threading.get_ident() != self._working:
             last.result()
 
+    def _meet(self, root: epath.Path) -> None:
+        """Whatever was committed there and never recorded, as a process was killed in between, is recorded now."""
+        if self.is_primary and root not in self._roots:
+            self._roots.add(root)
+            with contextlib.suppress(RuntimeError):  # closed; what is committed after that is told by itself
+                self._last = self._worker.submit(self._adopt, root)
+
+    def _adopt(self, root: epath.Path) -> None:
+        try:
+            for commit in self._ledger.unknown(root):
+                _log.info("%s was committed, but is not in the catalog yet", commit.final)
+                self._record(commit)
+        except Exception as error:
+            _log.error("what is in %s could not be looked at: %s", root, error)
+
     def _committed(self, commit: Commit) -> None:
         """Called by whoever notices; what follows takes time, and must not keep Orbax."""
         try:
@@ -185,7 +203,6 @@ class Watch:
         try:
             if self.is_primary:
                 self._ledger.write(commit)
-                self._roots.add(commit.final.parent)
                 self._forget_deleted(commit.final.parent)
         except Exception as error:
             _log.error("step %d is committed, but could not be recorded: %s", commit.step, error)
@@ -243,12 +260,3 @@ class _Forward(BaseHook):
 
     def execute(self, context: HookContext) -> None:
         self._watch.forward(context)
-
-
-def _step(folder: epath.Path) -> int:
-    """The step that the name of a checkpoint's folder, or of that which an item lies in, ends with."""
-    for name in (folder.name, folder.parent.name):
-        digits = name[len(name.rstrip("0123456789")) :]
-        if digits:
-            return int(digits)
-    return 0

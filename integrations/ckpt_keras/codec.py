@@ -5,6 +5,7 @@ Loaded without `like=` they come as numpy arrays: an array belongs to no backend
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from ckpt_core.model import Buffer
     from ckpt_core.tree import CodecRegistry
 
-__all__ = ["KerasCodec", "register"]
+__all__ = ["KerasCodec", "host_array", "register"]
 
 _host = NumpyCodec()
 
@@ -65,13 +66,32 @@ class KerasCodec:
         return like
 
 
-def _array(value: Any) -> np.ndarray[Any, Any]:
-    array = np.asarray(keras.ops.convert_to_numpy(value))
-    return array if array.dtype == _dtype(value) else array.astype(_dtype(value))
+def host_array(tensor: Any) -> np.ndarray[Any, Any]:
+    """A tensor of any backend in host memory, without a copy where it can be. Keras' own conversion copies, goes
+    by way of float32, and on PyTorch makes numpy warn."""
+    if hasattr(tensor, "detach"):
+        return _of_torch(tensor.detach().cpu().contiguous())
+    return np.asarray(tensor.numpy() if hasattr(tensor, "numpy") else tensor)
 
 
-def _dtype(value: Any) -> np.dtype[Any]:
-    text = str(keras.backend.standardize_dtype(value.dtype))
+def _of_torch(tensor: Any) -> np.ndarray[Any, Any]:
+    dtype = _numpy_dtype(str(tensor.dtype).removeprefix("torch."))
+    if tensor.numel() == 0:
+        return np.empty(tuple(tensor.shape), dtype)
+    flat = tensor.reshape(-1).view(sys.modules["torch"].uint8)
+    plain: np.ndarray[Any, Any] = flat.numpy().view(dtype).reshape(tuple(tensor.shape))
+    return plain
+
+
+def _array(variable: Any) -> np.ndarray[Any, Any]:
+    return host_array(variable.value)
+
+
+def _dtype(variable: Any) -> np.dtype[Any]:
+    return _numpy_dtype(str(keras.backend.standardize_dtype(variable.dtype)))
+
+
+def _numpy_dtype(text: str) -> np.dtype[Any]:
     if text in _NUMPY:
         return np.dtype(text)
     import ml_dtypes  # Keras needs it, too

@@ -8,9 +8,10 @@ came before is done, by all callbacks, whatever their order. One `FitWatch` serv
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from collections.abc import Iterator, Mapping
-from types import FrameType
+from types import FrameType, GeneratorType
 from typing import Any, Protocol
 
 import keras
@@ -26,7 +27,12 @@ from ckpt_keras.watched import Guarded, Peekable, watched
 
 __all__ = ["FitWatch", "Participant", "build"]
 
+_log = logging.getLogger("ckpt_core.keras")
+
 State = Mapping[str, Any]
+_EVALUATION = (
+    "val_x", "val_y", "val_sample_weight", "validation_batch_size", "batch_size", "validation_steps",
+)  # fmt: skip
 
 
 class Participant(Protocol):
@@ -58,6 +64,7 @@ class FitWatch:
         self._iterator = found["epoch_iterator"]
         self._callbacks = found["callbacks"]
         self._validation = found["validation_data"]
+        self._evaluation = {name: found.get(name) for name in _EVALUATION}
         self._resume_data: ResumeData = resume_data
         self._participants: list[Participant] = []
         self._first_epoch = self.model._initial_epoch
@@ -128,6 +135,8 @@ class FitWatch:
         pending = self._pending
         if pending is not None and self._iterator._num_batches is None:
             self._iterator._num_batches = pending["loop"]["num_batches"]
+        if pending is not None and pending["loop"]["evaluates"]:
+            self._make_evaluation()
         self._known = self._length() is not None
         self._source = source_of(
             self._iterator, resume_data=self._resume_data, peeks=self._peeks and not self._known
@@ -211,6 +220,29 @@ class FitWatch:
         self._memory = held_by(self._validation)
         for each in self._participants:
             each.session.begin(self.step, self.epoch)
+
+    def _make_evaluation(self) -> None:
+        """The iterator over the validation data, as `fit` makes it for the first evaluation, and keeps it.
+
+        To make it may fetch batches and draw for them: that was done before what is now restored.
+        """
+        found, model = self._evaluation, self.model
+        if self._validation is None or getattr(model, "_eval_epoch_iterator", None) is not None:
+            return
+        options = {
+            "x": found["val_x"], "y": found["val_y"], "sample_weight": found["val_sample_weight"],
+            "batch_size": found["validation_batch_size"] or found["batch_size"],
+            "steps_per_execution": model.steps_per_execution, "steps_per_epoch": found["validation_steps"],
+            "shuffle": False,
+        }  # fmt: skip
+        if hasattr(self._iterator, "_distribute_strategy"):
+            options["distribute_strategy"] = model.distribute_strategy
+        model._eval_epoch_iterator = type(self._iterator).__mro__[1](**options)
+        if isinstance(found["val_x"], GeneratorType):
+            _log.warning(
+                "the validation data is a generator: it begins anew, and evaluations will not see what they would "
+                "have seen. Give fit a PyDataset or arrays"
+            )
 
     # -- what the epoch iterator tells ------------------------------------------------------------
 
@@ -376,6 +408,7 @@ class FitWatch:
                     "epoch": self.epoch,
                     "batch": self.batch if within else 0,
                     "num_batches": iterator._num_batches,
+                    "evaluates": getattr(model, "_eval_epoch_iterator", None) is not None,
                     "asked": self.epochs,
                 },
                 "data": {**data, "steps_seen": seen},

@@ -60,8 +60,15 @@ class Memory:
             self._visit(name, root, 0)
         del self._seen
         self._first_values = {path: cell.read() for path, cell in self._values.items()}
-        self._first_orders = {path: _fingerprint(cell.read()) for path, cell in self._orders.items()}
+        self._first_orders: dict[str, bytes] = {}
         self._changed: set[str] = set()
+        for path, cell in self._orders.items():
+            order = cell.read()
+            self._first_orders[path] = _fingerprint(order)
+            if (
+                np.unique(order).size == order.size
+            ):  # most likely shuffled before anybody looked; labels are not
+                self._changed.add(path)
 
     def read(self) -> dict[str, Any]:
         """Generators, and the counters that have changed since this memory was made; others are settings."""
@@ -71,7 +78,7 @@ class Memory:
         return {"streams": streams, "values": {p: v for p, v in values.items() if p in self._changed}}
 
     def read_orders(self) -> dict[str, Any]:
-        """Copies of the orders of indices that have changed since this memory was made."""
+        """Copies of the orders of indices; of those with an index twice only where they have changed since."""
         orders = {path: cell.read() for path, cell in self._orders.items()}
         self._changed.update(p for p, order in orders.items() if _fingerprint(order) != self._first_orders[p])
         return {path: order for path, order in orders.items() if path in self._changed}

@@ -26,7 +26,9 @@ class Pipeline:
         self.name = name
         self._epochs = epochs
         self._strategy = epochs._distribute_strategy
+        self._arrays = arrays
         self._base: int | None = None
+        self._fixed: int | None = None
         if arrays and _global_seed() is None:
             self._base = int.from_bytes(os.urandom(3), "big")
         self.made = 0
@@ -57,7 +59,11 @@ class Pipeline:
     def resume(self, position: Mapping[str, Any]) -> None:
         """Have the next iterator go on where `position` was taken."""
         begun = position["delivered"] > 0
-        if position["seed"] != _global_seed():
+        if self._arrays and position["base"] is None:
+            self._fixed = position[
+                "seed"
+            ]  # whatever it is now: the pipeline is Keras', and can be made again
+        elif position["seed"] != _global_seed() and not self._arrays:
             _log.warning(
                 "%s was shuffled by TensorFlow's seed %s, and now by %s: the data will not be the same. Call "
                 "keras.utils.set_random_seed with the same number before the data is made",
@@ -76,9 +82,10 @@ class Pipeline:
 
     def _dataset(self, skip: int) -> Any:
         whole = self._epochs._distributed_dataset
-        if self._base is None and (not skip or hasattr(whole, "skip")):
+        seed = self._fixed if self._base is None else self._base + self.made
+        if seed is None and (not skip or hasattr(whole, "skip")):
             return whole.skip(skip) if skip else whole
-        with _Seed(None if self._base is None else self._base + self.made):
+        with _Seed(seed):
             dataset = self._epochs.data_adapter.get_tf_dataset()
         if skip and not hasattr(dataset, "skip"):
             raise UsageError(

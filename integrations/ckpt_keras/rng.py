@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from ckpt_keras.codec import host_array
+
 __all__ = ["Stream", "capture_rng", "host_streams", "is_generator", "reseed", "restore_rng", "stream_of"]
 
 _log = logging.getLogger("ckpt_core.keras")
@@ -95,10 +97,9 @@ def stream_of(generator: Any) -> Stream:
             lambda: generator.get_state().numpy().tobytes(),
             lambda value: generator.set_state(_torch_state(torch, value)),
         )
-    keras = sys.modules["keras"]
     variable = generator.state
     return Stream(
-        lambda: _plain(np.asarray(keras.ops.convert_to_numpy(variable))),
+        lambda: _plain(host_array(variable.value)),
         lambda value: variable.assign(_array(value)),
     )
 

@@ -19,6 +19,7 @@ import keras
 import numpy as np
 from keras.src.trainers import data_adapters as adapters
 
+from ckpt_keras.codec import host_array
 from ckpt_keras.feeds import Feed, ResumeData
 from ckpt_keras.memory import Memory
 
@@ -251,7 +252,7 @@ def _digest(batches: Any) -> str:
     digest = hashlib.sha256()
     for each in keras.tree.flatten(batches):
         if each is not None:
-            digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(each)).tobytes())
+            digest.update(np.ascontiguousarray(host_array(each)).tobytes())
     return digest.hexdigest()
 
 

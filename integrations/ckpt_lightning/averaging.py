@@ -13,19 +13,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["begin_with", "capture", "restore", "revive", "revive_in_the_midst"]
-
-
-def capture(trainer: Any) -> dict[str, Any]:
-    """What these callbacks leave out of their own state."""
-    epochs = [each._latest_update_epoch for each in _of(trainer, "WeightAveraging")]
-    return {"latest_update_epochs": epochs}
-
-
-def restore(trainer: Any, state: dict[str, Any]) -> None:
-    """Put back what `capture` gave."""
-    for each, epoch in zip(_of(trainer, "WeightAveraging"), state["latest_update_epochs"], strict=False):
-        each._latest_update_epoch = epoch
+__all__ = ["begin_with", "revive", "revive_in_the_midst"]
 
 
 def begin_with(trainer: Any, module: torch.nn.Module) -> None:

@@ -9,6 +9,7 @@ to the same line of its code and puts back the counters there, instead of trusti
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from ckpt_core import UsageError
 from ckpt_torch.loader import ResumeData, TrackedLoader
 
-__all__ = ["LoopWatch", "TrackedProxy"]
+__all__ = ["LoopWatch", "TrackedProxy", "progress_of"]
 
 _NEEDED = ("on_advance_start", "_load_combined_loader_states", "epoch_loop", "epoch_progress")
 
@@ -111,6 +112,11 @@ class LoopWatch:
                 combined.flattened = [_inner(each) for each in combined.flattened]
 
     # -- state ------------------------------------------------------------------------------------
+
+    @property
+    def is_cheap(self) -> bool:
+        """Whether `capture` takes little: not where a loader is asked for a position that it keeps itself."""
+        return not any(each.stateful for each in (*self._training, *self._validation))
 
     def capture(self, boundary: str) -> dict[str, Any]:
         """Where the loop stands; for `resume`. The counters are Lightning's own to save."""
@@ -264,6 +270,20 @@ class LoopWatch:
     def _between_batches(self) -> bool:
         epoch, batch = self._loop.epoch_progress.current, self._loop.epoch_loop.batch_progress.current
         return bool(epoch.started > epoch.processed and batch.ready == batch.started == batch.completed)
+
+
+def progress_of(loop: Any) -> Iterator[Any]:
+    """Every object that counts something in a loop and in those that it is made of."""
+    for each in _loops(loop):
+        for value in vars(each).values():
+            yield from _counters(value)
+
+
+def _counters(value: Any) -> Iterator[Any]:
+    if dataclasses.is_dataclass(value) and hasattr(value, "load_state_dict"):
+        yield value
+        for part in vars(value).values():
+            yield from _counters(part)
 
 
 def _inner(loader: Any) -> Any:

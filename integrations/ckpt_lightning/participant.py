@@ -39,7 +39,7 @@ class Participant:
         self.refusal: str | None = None
         """Why it goes on from nothing unless it is told from what; None where it does."""
         self.session: Session | Follower | None = None
-        self.step = 0
+        self.step = self._begun = 0
         self._init = init
         self._signals = tuple(signals)
         self._hook: SavePolicyHook | None = None
@@ -60,7 +60,7 @@ class Participant:
         if ranks.leads:
             self.session = Session(self.manager, signals=SharedSignals(ranks, self._signals))
         else:
-            self.session = Follower(self._signals)
+            self.session = Follower(ranks, self._signals)
 
     # -- what to go on from, in the first process ---------------------------------------------------
 
@@ -102,13 +102,26 @@ class Participant:
 
     def begin(self, step: int, epoch: int) -> None:
         """Signals are noted from here on, and the save policy asked."""
-        self.step = step
+        self.step = self._begun = step
         if self.policy is not None and isinstance(self.session, Session):
             lineage = self.manager.attempt.lineage
             saved = [each for each in self.manager.checkpoints() if each.attempt.lineage == lineage]
             self._hook = SavePolicyHook(self.policy, saved=saved)
             self.manager.hooks.register_hook(self._hook)
         self.live.begin(step, epoch)
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether a step was made since training began or went on."""
+        return self.step != self._begun
+
+    @property
+    def due(self) -> bool:
+        """Whether the session has something to do at a safe point: to save, or to tell of a save that failed."""
+        session = self.live
+        if not isinstance(session, Session) or session.due:
+            return session.due
+        return session.manager.on_save_error == "stop" and bool(session.manager.failures)
 
     def step_end(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
         """A step was made."""

@@ -7,9 +7,11 @@ what all hold alike it has itself. Nothing here knows Lightning's loop, or what 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Callable, Collection, Iterable, Mapping
 from signal import Signals
+from types import FrameType
 from typing import Any
 
 import torch
@@ -203,9 +205,10 @@ def _put_together(value: Any, tensors: list[torch.Tensor]) -> Any:
 
 
 class SharedSignals(PreemptionSignals):
-    """The signals of the first process, which has all others pass one on when it does.
+    """The signals of a process, which all pass on together.
 
-    Handlers may talk to each other, as Lightning's for SIGTERM do: they must run in all processes at once.
+    Handlers may talk to each other, as Lightning's for SIGTERM do, and sends it on to the others besides: they
+    must run in all processes at once, and once. So a second signal waits here like the first.
     """
 
     def __init__(self, ranks: Ranks, signals: Iterable[Signals]) -> None:
@@ -213,10 +216,15 @@ class SharedSignals(PreemptionSignals):
         self._ranks = ranks
 
     def pass_on(self) -> None:
-        """In all processes at once; to be called in `together`."""
-        if self.received is not None:
+        """To be called in `together`, by the first process, or by the others when it tells them to."""
+        if self.received is not None and self._ranks.leads:
             self._ranks.tell(_SIGNAL, int(self.received))
         super().pass_on()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        workers = os.getpid() != self._process
+        if self._ranks.world == 1 or self.received is None or workers:
+            super()._note(number, frame)
 
 
 class Follower:
@@ -224,8 +232,8 @@ class Follower:
 
     due = False
 
-    def __init__(self, signals: Iterable[Signals]) -> None:
-        self._signals = PreemptionSignals(signals)
+    def __init__(self, ranks: Ranks, signals: Iterable[Signals]) -> None:
+        self._signals = SharedSignals(ranks, signals)
         self.resumption = Resumption("fresh")
 
     @property

@@ -13,7 +13,17 @@ from typing import Any
 import torch
 from torchmetrics import Metric
 
-__all__ = ["capture_logged", "capture_module", "fresh", "restore_logged", "restore_module"]
+__all__ = [
+    "capture_logged",
+    "capture_metric",
+    "capture_module",
+    "fresh",
+    "metrics_of",
+    "restore_logged",
+    "restore_metric",
+    "restore_metrics",
+    "restore_module",
+]
 
 _META = (
     "fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph",
@@ -54,8 +64,13 @@ def restore_logged(trainer: Any, state: Mapping[str, Any]) -> None:
         results[key] = _restore_result(trainer, words, saved)
     connector._first_loop_iter = state["first_loop_iter"]
     connector._current_fx = state["current_fx"]
+    restore_metrics(trainer, state)
+
+
+def restore_metrics(trainer: Any, state: Mapping[str, Any]) -> None:
+    """Put back, of what `capture_logged` gave, the metrics that callbacks and schedulers look at."""
     for name in _DICTS:
-        setattr(connector, name, dict(state[name]))
+        setattr(trainer._logger_connector, name, dict(state[name]))
 
 
 def _capture_result(result: Any) -> dict[str, Any]:
@@ -98,16 +113,7 @@ def capture_module(module: torch.nn.Module) -> dict[str, Any]:
     """What a module holds that its `state_dict` leaves out: buffers not persistent, states of metrics."""
     return {
         "buffers": dict(_transient_buffers(module)),
-        "metrics": {
-            name: {
-                "state": {each: getattr(metric, each) for each in metric._defaults},
-                "update_count": metric._update_count,
-                "forward_cache": metric._forward_cache
-                if isinstance(metric._forward_cache, torch.Tensor)
-                else None,
-            }
-            for name, metric in _metrics(module)
-        },
+        "metrics": {name: capture_metric(metric) for name, metric in metrics_of(module)},
     }
 
 
@@ -118,15 +124,33 @@ def restore_module(module: torch.nn.Module, state: Mapping[str, Any]) -> None:
             saved = state["buffers"].get(name)
             if saved is not None and saved.shape == buffer.shape:
                 buffer.copy_(saved)
-    for name, metric in _metrics(module):
-        saved = state["metrics"].get(name)
-        if saved is None:
-            continue
-        for each, value in saved["state"].items():
-            setattr(metric, each, _to(value, metric.device))
-        metric._update_count = saved["update_count"]
-        metric._forward_cache = _to(saved["forward_cache"], metric.device)
-        metric._computed = None
+    for name, metric in metrics_of(module):
+        if name in state["metrics"]:
+            restore_metric(metric, state["metrics"][name])
+
+
+def metrics_of(module: torch.nn.Module) -> Iterator[tuple[str, Metric]]:
+    """The torchmetrics in a module, by name."""
+    return ((name, each) for name, each in module.named_modules() if isinstance(each, Metric))
+
+
+def capture_metric(metric: Metric) -> dict[str, Any]:
+    """What a metric has accumulated, as it is now. Of a list the items are the live ones: nobody changes those."""
+    cache = metric._forward_cache
+    return {
+        "state": {name: _now(getattr(metric, name)) for name in metric._defaults},
+        "update_count": metric._update_count,
+        "forward_cache": cache if isinstance(cache, torch.Tensor) else None,
+    }
+
+
+def restore_metric(metric: Metric, state: Mapping[str, Any]) -> None:
+    """Put back what `capture_metric` gave."""
+    for name, value in state["state"].items():
+        setattr(metric, name, _to(value, metric.device))
+    metric._update_count = state["update_count"]
+    metric._forward_cache = _to(state["forward_cache"], metric.device)
+    metric._computed = None
 
 
 def _transient_buffers(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -137,8 +161,8 @@ def _transient_buffers(module: torch.nn.Module) -> Iterator[tuple[str, torch.Ten
                 yield f"{prefix}.{name}" if prefix else name, buffer
 
 
-def _metrics(module: torch.nn.Module) -> Iterator[tuple[str, Metric]]:
-    return ((name, each) for name, each in module.named_modules() if isinstance(each, Metric))
+def _now(value: Any) -> Any:
+    return list(value) if isinstance(value, list) else value.detach().clone()
 
 
 def _to(value: Any, device: torch.device) -> Any:

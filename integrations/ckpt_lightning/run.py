@@ -15,6 +15,7 @@ from ckpt_core.session import Resumption
 from ckpt_lightning import averaging, results
 from ckpt_lightning.io import as_reference
 from ckpt_lightning.loops import LoopWatch
+from ckpt_lightning.moment import LastGood
 from ckpt_lightning.parameters import Parameters
 from ckpt_lightning.participant import Participant
 from ckpt_lightning.parts import overlay
@@ -51,6 +52,7 @@ class Run:
         self._optimizer_states: list[Any] = []
         self._world = ranks.world
         self._gradients: Gradients | None = None
+        self._last_good: LastGood | None = None
         self._parameters = Parameters()
         self._asked: dict[str, Any] = {}
         self._watch = LoopWatch(
@@ -187,6 +189,9 @@ class Run:
             {"module": trainer.lightning_module, "optimizers": list(trainer.optimizers)}
         )
 
+        if self.ranks.world == 1:  # of several, one that fails cannot ask the others any more
+            self._last_good = LastGood(trainer, self._gradients)
+
     @property
     def trains(self) -> bool:
         """Whether training has begun."""
@@ -202,12 +207,14 @@ class Run:
     def _safe_point(self, boundary: str) -> None:
         if self._gradients is None:
             return
+        if self._last_good is not None and self._watch.is_cheap:
+            self._last_good.note(self._watch.capture(boundary))
         for each in reversed(self._all):  # the last one has the first say of a signal, and passes it on
             self._save_if_due(each, boundary)
 
     def _save_if_due(self, participant: Participant, boundary: str) -> None:
         session, trainer = participant.live, self._trainer
-        due, received = self.ranks.agree(session.due, session.preempted)
+        due, received = self.ranks.agree(participant.due, session.preempted)
         if not due and received is None:
             return
         self._act(
@@ -248,21 +255,27 @@ class Run:
 
     def _contribute(self, boundary: str) -> dict[str, Any]:
         alike = {name for name, _ in self._trainer.lightning_module.named_parameters()}
-        return self.ranks.join(lambda: self._dump(boundary), alike)
+        return self.ranks.join(lambda: self._dump(self._place(boundary)), alike)
 
-    def _dump(self, boundary: str) -> dict[str, Any]:
+    def _place(self, boundary: str) -> dict[str, Any]:
         assert self._gradients is not None
-        trainer = self._trainer
-        ours = {
+        return {
             "loop": self._watch.capture(boundary),
             "rng": capture_rng(),
+            "gradients": self._gradients.capture(),
+        }
+
+    def _dump(self, place: Mapping[str, Any], callbacks: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Everything. `callbacks`: the states of some, where those that they have now are not meant."""
+        trainer = self._trainer
+        ours = {
+            **place,
             "logged": results.capture_logged(trainer),
             "module": results.capture_module(trainer.lightning_module),
-            "gradients": self._gradients.capture(),
-            "averaging": averaging.capture(trainer),
             "asked": self._asked,
         }
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        checkpoint["callbacks"] = {**checkpoint["callbacks"], **(callbacks or {})}
         return {**self._parameters.storable(checkpoint), _OURS: ours}
 
     # -- the boundary that was resumed ------------------------------------------------------------
@@ -275,13 +288,15 @@ class Run:
         """What Lightning's own restoring leaves out or disturbs."""
         state, self._loaded = self._loaded, None
         assert state is not None and self._gradients is not None
-        averaging.restore(self._trainer, state.get("averaging", {}))
         if self.ranks.rank >= self._world:
+            results.restore_metrics(self._trainer, state["logged"])
             return
-        results.restore_logged(self._trainer, state["logged"])
-        results.restore_module(self._trainer.lightning_module, state["module"])
         if self._world == self.ranks.world:
+            results.restore_logged(self._trainer, state["logged"])
             self._gradients.restore(state["gradients"])
+        else:
+            results.restore_metrics(self._trainer, state["logged"])
+        results.restore_module(self._trainer.lightning_module, state["module"])
         for missing in restore_rng(state["rng"]):
             _log.warning("%s is in the checkpoint, but cannot be restored here", missing)
 
@@ -296,9 +311,20 @@ class Run:
     # -- the end ----------------------------------------------------------------------------------
 
     def fail(self, participant: Participant, error: BaseException) -> None:
-        """Training ended by an exception: what is being written becomes durable."""
-        if self._gradients is not None and isinstance(participant.session, Session):
-            participant.session.fail(error, self._trainer.global_step, self._trainer.current_epoch)
+        """Training ended by an exception: what is being written becomes durable, the last good state is saved."""
+        session, trainer = participant.session, self._trainer
+        if self._gradients is None or not isinstance(session, Session):
+            return
+        capture = None
+        if participant.has_moved:
+            good = self._last_good.put_back() if self._last_good is not None else None
+            if good is not None:
+                capture = lambda: self._dump(*good)  # noqa: E731
+            else:
+                _log.warning(
+                    "the state before the failure is gone: training goes on from the newest checkpoint"
+                )
+        session.fail(error, trainer.global_step, trainer.current_epoch, capture)
 
     def leave(self, participant: Participant) -> None:
         """A callback's part is over. The last one leaves the trainer as it was."""
@@ -310,6 +336,8 @@ class Run:
         self._watch.remove()
         if self._gradients is not None:
             self._gradients.close()
+        if self._last_good is not None:
+            self._last_good.close()
         self._loaded = self._state = None
         for each in reversed(self._all):  # signal handlers come off in the reverse order
             each.close()

@@ -65,6 +65,7 @@ class TorchCodec:
             _over(out, plain.dtype, plain.shape).copy_(plain)
 
     def wrap(self, spec: TensorSpec, data: Buffer) -> torch.Tensor:
+        spec, data = _as_torch_has_it(spec, data)
         dtype = _DTYPE_OF.get(spec.dtype)
         if dtype is None:
             raise UnsupportedValueError(
@@ -106,6 +107,19 @@ def _fault(value: torch.Tensor) -> str | None:
     else:
         return None
     return f"a {what} tensor has no plain bytes: save its dense parts"
+
+
+def _as_torch_has_it(spec: TensorSpec, data: Buffer) -> tuple[TensorSpec, Buffer]:
+    """Numbers of the other byte order turned round, and 4-bit floats that lie in a byte each put together in pairs."""
+    if spec.dtype.startswith(">"):
+        native = dtypes.numpy_dtype(spec.dtype).newbyteorder("=")
+        name = dtypes.name_of_numpy(native)
+        if name in _DTYPE_OF:
+            turned = np.ndarray((data.size // native.itemsize,), spec.dtype, data.data).astype(native)
+            return TensorSpec(name, spec.shape), turned.view(np.uint8)
+    if spec.dtype == "ml:float4_e2m1fn" and "F4" in _DTYPE_OF and spec.shape and spec.shape[-1] % 2 == 0:
+        return TensorSpec("F4", spec.shape), np.bitwise_or(data[0::2] & 0x0F, data[1::2] << 4, dtype=np.uint8)
+    return spec, data
 
 
 def _bytes_of(tensor: torch.Tensor) -> Buffer:

@@ -231,6 +231,11 @@ def _parts_of(value: Any, seen: set[int]) -> Iterator[Any]:
             yield len(value)
             for item in value:
                 yield from _parts_of(item, seen)
+        elif isinstance(value, torch.amp.GradScaler):  # what it notes of one iteration is no state of it
+            kept = {key: item for key, item in vars(value).items() if key != "_per_optimizer_states"}
+            for key, item in kept.items():
+                yield key
+                yield from _parts_of(item, seen)
         elif hasattr(value, "__dict__"):
             yield from _parts_of(vars(value), seen)
         else:

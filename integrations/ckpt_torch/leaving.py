@@ -12,7 +12,7 @@ from types import FrameType
 
 __all__ = ["LoopLeftError", "advanced_by", "left_by_choice"]
 
-_DROPS = {"POP_TOP", "POP_ITER", "END_FOR"}
+_DROPS = {"POP_TOP", "POP_ITER"}
 """What `break` and `return` drop the iterator of a loop with. None of these can raise anything."""
 
 

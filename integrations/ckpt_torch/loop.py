@@ -43,6 +43,8 @@ class Loop:
         self._walking: list[TrackedLoader] = []
         self._inner: list[TrackedLoader] = []
         self._walks = 0
+        self._fetched = 0
+        self._epoch_began_at = 0
 
     # -- what the loop iterates over --------------------------------------------------------------
 
@@ -81,6 +83,7 @@ class Loop:
                     batch = next(iterator)
                 except StopIteration:
                     return
+                self._fetched += 1
                 self._save(moment)
                 if self._walking[0] is found:
                     self._begin_iteration()
@@ -118,7 +121,8 @@ class Loop:
                 self._session.epoch_begin(training.step, training.epoch)
                 training.between = False
             self._begin_iteration()
-            self._walks = 0
+            self._walks = self._fetched = 0
+            self._epoch_began_at = training.step
             yield numbers[training.epoch]
             self._end_epoch(total)
 
@@ -213,6 +217,11 @@ class Loop:
                 "epoch %d took nothing from ckpt.loader: a loop that iterates over the loader itself is saved "
                 "between epochs only", training.epoch,
             )  # fmt: skip
+        elif self._fetched and training.step == self._epoch_began_at:
+            _log.warning(
+                "epoch %d made no step that could be counted: give the checkpointer the optimizer, or call step()",
+                training.epoch,
+            )
         training.end_epoch()
         self._session.epoch_end(training.step, training.epoch - 1)
         self._safe_point(finished=training.epoch == total)

@@ -5,6 +5,7 @@ Which pytrees are saved how is in test_jax_pytrees.py; real processes that are k
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from flax.training.train_state import TrainState
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ckpt_core import CheckpointManager, StateMismatchError, UsageError
+from ckpt_core import CheckpointManager, HookEvent, StateMismatchError, UsageError, hook
 from ckpt_jax import JaxCheckpointer, as_state, load, load_weights
 
 Loop = tuple[Any, Callable[[Any, Any], tuple[Any, Any]]]
@@ -186,6 +187,28 @@ def test_every_save_has_the_state_of_its_step(donate: bool, tmp_path: Path) -> N
         for number in range(1, 9):
             expected = expected * np.uint32(3) + np.uint32(1)
             assert (np.asarray(manager.load(f"step={number}")["state"]) == expected).all(), number
+
+
+@pytest.mark.parametrize("donate", [True, False], ids=["donated", "kept"])
+def test_what_no_loop_reuses_is_not_copied(donate: bool, tmp_path: Path) -> None:
+    """Then a view of it keeps its memory from being reused; else there is a copy, and nothing is kept."""
+    written = threading.Event()
+    wait = hook(HookEvent.BEFORE_SAVE)(lambda context: None if written.wait(60) else False)
+    step = jax.jit(lambda x: x + 1, donate_argnums=(0,) if donate else ())
+    reuse = jax.jit(lambda x: x * 0, donate_argnums=0)
+    with JaxCheckpointer(tmp_path, experiment="e", data=range(3), every_n_steps=2, hooks=[wait]) as ckpt:
+        state = ckpt.restore(jnp.zeros(50_000))
+        for _ in ckpt.epochs(1):
+            for number in ckpt.batches():
+                if number == 2:
+                    zeros = reuse(state)
+                    reused, state = state.is_deleted(), zeros
+                    written.set()
+                state = step(state)
+                ckpt.step(state)
+    assert reused == donate
+    with CheckpointManager(tmp_path, experiment="e") as manager:
+        assert set(np.asarray(manager.load("step=2")["state"])) == {2.0}
 
 
 def test_a_loop_goes_on_under_another_mesh(tmp_path: Path, mesh_4x2: Mesh, mesh_2x4: Mesh) -> None:

@@ -17,8 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ckpt_core import CheckpointManager, HookEvent, OnImprovement, StateMismatchError, UsageError, hook
+from ckpt_core import (
+    CheckpointManager,
+    HookEvent,
+    OnImprovement,
+    SaveFailedError,
+    StateMismatchError,
+    UsageError,
+    hook,
+)
 from ckpt_jax import JaxCheckpointer
+from contract.script import store_of
 
 Log = list[Any]
 
@@ -358,3 +367,29 @@ def test_two_checkpointers_on_one_store(tmp_path: Path) -> None:
     assert len(program("one", lambda: [1.0, 2.0])) == 2
     assert len(program("two", lambda: [1.0])) == 1
     assert len(program("one", lambda: [1.0, 2.0])) == 2
+
+
+@pytest.mark.parametrize(
+    ("place", "error"), [(None, SaveFailedError), ("after 9", Stopped)], ids=["end", "exception"]
+)
+def test_failed_saves_are_raised_if_asked_when_nothing_worse_is(
+    place: str | None, error: type[Exception], tmp_path: Path
+) -> None:
+    store = store_of({"store": str(tmp_path / "store"), "fault": {"write": 1}})
+    log: Log = []
+    with pytest.raises(error):
+        epochs(store, log, At(place), on_save_error="raise")
+    steps = [entry for entry in log if entry[0] != "evaluated"]
+    assert len(steps) == (12 if place is None else 8), "training went on"
+
+
+def test_a_save_that_fails_stops_training_if_asked(tmp_path: Path) -> None:
+    log: Log = []
+    with pytest.raises(SaveFailedError):
+        epochs(
+            store_of({"store": str(tmp_path / "store"), "fault": {"write": 1}}),
+            log,
+            At(),
+            on_save_error="stop",
+        )
+    assert 2 <= len(log) < 16

@@ -38,24 +38,37 @@ class {name}(checkpointer_test_base.CheckpointerTestBase.Test):
         super().setUp()
         self.enter_context(watching(self))
 """
+COUNTING = """
+import atexit
+from ckpt_core import HookEvent, hook
+from ckpt_jax import OrbaxHandler
+
+heard = []
+atexit.register(lambda: print("heard", len(heard)))
+
+def watch_of(test):
+    count = hook(HookEvent.AFTER_STAGE, HookEvent.AFTER_LOAD)(lambda context: heard.append(context.event))
+    return test.enter_context(
+        OrbaxHandler(test.create_tempdir("ledger").full_path, experiment="orbax", hooks=[count])
+    )
+"""
 WATCHED = {
-    "v0": """
+    "v0": COUNTING
+    + """
 def watching(test):
-    from ckpt_jax import OrbaxHandler
-    watch = test.enter_context(OrbaxHandler(test.create_tempdir("ledger").full_path, experiment="orbax"))
+    watch = watch_of(test)
     return lambda handler: (
         watch.handler(type(handler)) if type(handler) is ocp.PyTreeCheckpointHandler else handler
     )
 """,
     # Not `with watch.context()`: inside of any other context, Orbax forgets those that some of its tests enter.
-    "v1": """
+    "v1": COUNTING
+    + """
 from unittest import mock
 from orbax.checkpoint.experimental.v1._src.handlers import registration
 
 def watching(test):
-    from ckpt_jax import OrbaxHandler
-    watch = test.enter_context(OrbaxHandler(test.create_tempdir("ledger").full_path, experiment="orbax"))
-    ours = watch.context().checkpointables.registry
+    ours = watch_of(test).context().checkpointables.registry
     return mock.patch.object(registration, "_GLOBAL_REGISTRY", ours)
 """,
 }
@@ -71,8 +84,8 @@ SUITES = {
 MAIN = '\nif __name__ == "__main__":\n    absltest.main()\n'
 
 
-def outcomes(suite: str, watching: str, folder: Path) -> tuple[set[str], set[str]]:
-    """The names of the tests that passed, and of those that did not."""
+def outcomes(suite: str, watching: str, folder: Path) -> tuple[set[str], set[str], int]:
+    """The names of the tests that passed, of those that did not, and how many items were watched over."""
     program = folder / "suite.py"
     program.write_text(SUITES[suite] + watching + MAIN)
     done = subprocess.run(
@@ -83,18 +96,19 @@ def outcomes(suite: str, watching: str, folder: Path) -> tuple[set[str], set[str
     passed = set(re.findall(r"^\[ +OK +\] (\S+)", done.stdout, re.M))
     failed = set(re.findall(r"^(?:ERROR|FAIL): (.+)", done.stdout, re.M))
     assert passed, done.stdout
-    return passed, failed
+    return passed, failed, sum(map(int, re.findall(r"^heard (\d+)$", done.stdout, re.M)))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("suite", SUITES)
 def test_orbax_own_tests_pass_as_with_the_stock_handler(suite: str, tmp_path: Path) -> None:
     version = suite[:2]
     for name in ("ours", "theirs"):
         (tmp_path / name).mkdir()
-    passed, failed = outcomes(suite, WATCHED[version], tmp_path / "ours")
-    print(suite, len(passed), "passed", failed, file=sys.stderr)
-    passed_stock, failed_stock = outcomes(suite, STOCK[version], tmp_path / "theirs")
+    passed, failed, watched = outcomes(suite, WATCHED[version], tmp_path / "ours")
+    passed_stock, failed_stock, _ = outcomes(suite, STOCK[version], tmp_path / "theirs")
     assert failed == failed_stock
     assert passed == passed_stock
     assert len(passed) >= 20
+    assert watched > 10, "it was not our handler that was tested"

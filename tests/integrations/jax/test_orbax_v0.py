@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grain
+import grain.checkpoint
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,7 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from orbax.checkpoint._src.path.atomicity import CommitFileTemporaryPath
 from orbax_listener import Heard, flip, largest
 
 from ckpt_core import CorruptionError, HookContext, HookEvent, KeepBest, KeepEvery, KeepLast, UsageError, hook
@@ -223,6 +226,42 @@ class TestStayingWithOrbax:
         assert {context.data["item"] for context in heard.of(STAGE)} == set(items)
         assert all((folder / "1" / item / NAME).exists() for item in items)
 
+    @pytest.mark.parametrize("renamed", [True, False], ids=["renamed", "marked as on object storage"])
+    def test_items_whose_names_end_with_numbers(
+        self, folder: Path, watch: OrbaxHandler, heard: Heard, renamed: bool
+    ) -> None:
+        options = {} if renamed else {"temporary_path_class": CommitFileTemporaryPath}
+        names = ("layer2", "layer10")
+        with manager(folder, watch, **options) as orbax:
+            for step in (3, 4):
+                orbax.save(
+                    step, args=ocp.args.Composite(**{n: ocp.args.StandardSave(state(step)) for n in names})
+                )
+            orbax.wait_until_finished()
+            restored = orbax.restore(3, args=ocp.args.Composite(layer2=ocp.args.StandardRestore(state(0))))
+            assert equal(restored.layer2, state(3))
+        assert [step for name, step in heard.names() if name == "AFTER_SAVE"] == [3, 4]
+        loaded = heard.of(HookEvent.AFTER_LOAD)
+        assert [context.checkpoint and context.checkpoint.step for context in loaded] == [3]
+        assert watch.failures == []
+
+    def test_an_item_that_somebody_elses_handler_writes(self, folder: Path, watch: OrbaxHandler) -> None:
+        """Data of grain, say: it has no digests of its own, and is checked with any item that is restored."""
+        numbers = iter(grain.MapDataset.range(20).seed(1).shuffle().to_iter_dataset())
+        items = {"state": ocp.args.StandardSave(state(1)), "data": grain.checkpoint.CheckpointSave(numbers)}
+        with manager(folder, watch) as orbax:
+            orbax.save(1, args=ocp.args.Composite(**items))
+            orbax.wait_until_finished()
+            first = next(numbers)
+            back = ocp.args.Composite(
+                state=ocp.args.StandardRestore(state(0)), data=grain.checkpoint.CheckpointRestore(numbers)
+            )
+            orbax.restore(1, args=back)
+            assert next(numbers) == first
+            flip(largest(folder / "1" / "data"))
+            with pytest.raises(CorruptionError, match="data"):
+                orbax.restore(1, args=back)
+
     def test_a_checkpointer_without_a_manager(self, folder: Path, watch: OrbaxHandler, heard: Heard) -> None:
         with ocp.AsyncCheckpointer(watch.handler(ocp.StandardCheckpointHandler)) as checkpointer:
             checkpointer.save(folder, args=ocp.args.StandardSave(state(4)))
@@ -403,6 +442,24 @@ class TestLineage:
         assert [(c.step, c.attempt.number) for c in found] == [(0, 1), (1, 1), (2, 2), (3, 2)]
         assert len({c.attempt.lineage for c in found}) == 1
         assert found[2].attempt.resumed_from == found[1].id
+
+    def test_what_was_never_recorded_is_met_again(
+        self, folder: Path, watch: OrbaxHandler, tmp_path: Path
+    ) -> None:
+        """A process may be killed when a step has its name and is not in the catalog yet."""
+        save(folder, watch, 1, 2, 3)
+        watch.manager.forget("step=2")
+        (folder / "junk_5").mkdir()
+        save(folder, watch, 4)
+        assert [c.step for c in watch.manager.checkpoints()] == [1, 3, 4], "once for each folder"
+        with OrbaxHandler(tmp_path / "ledger", experiment="orbax") as again, manager(folder, again) as orbax:
+            orbax.restore(4, args=ocp.args.StandardRestore(state(0)))
+            assert sorted(c.step for c in again.manager.checkpoints()) == [1, 2, 3, 4]
+        with OrbaxHandler(tmp_path / "another", experiment="e") as other:
+            save(folder, other, 6)
+            other.wait()
+            assert [c.step for c in other.manager.checkpoints()] == [1, 2, 3, 4, 6]
+            assert len({c.attempt.lineage for c in other.manager.checkpoints()}) == 1
 
     def test_back_to_an_earlier_step(
         self, folder: Path, watch: OrbaxHandler, caplog: pytest.LogCaptureFixture

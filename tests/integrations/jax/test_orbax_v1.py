@@ -151,6 +151,16 @@ def test_stock_orbax_reads_the_files(folder: Path, watch: OrbaxHandler) -> None:
     assert done.stdout.split() == ["1", "1"], done.stderr
 
 
+def test_what_stock_orbax_wrote_is_restored_unchecked(
+    folder: Path, watch: OrbaxHandler, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ocp.training.Checkpointer(folder) as checkpointer:
+        checkpointer.save(1, state(1))
+    with ocp.training.Checkpointer(folder, context=watch.context()) as checkpointer:
+        assert equal(checkpointer.load(1, state(0)), state(1))
+    assert "has no digests" in caplog.text
+
+
 def test_a_context_of_the_users_own_is_kept(folder: Path, watch: OrbaxHandler) -> None:
     mine = ocp.Context()
     mine.array.saving.use_ocdbt = False

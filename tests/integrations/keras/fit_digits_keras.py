@@ -172,7 +172,7 @@ def weights_of(model: Any) -> str:
 
 
 def variables(each: Any) -> list[bytes]:
-    return [keras.ops.convert_to_numpy(variable).tobytes() for variable in each]
+    return [keras.ops.convert_to_numpy(variable.value).tobytes() for variable in each]
 
 
 def spoil(what: str) -> None:
@@ -189,7 +189,7 @@ def spoil(what: str) -> None:
 
         def restore(model: Any, state: Any) -> None:
             live = ckpt_keras.state._parts(model)[what]
-            there = [np.array(keras.ops.convert_to_numpy(each)) for each in live]
+            there = [np.array(keras.ops.convert_to_numpy(each.value)) for each in live]
             original(model, {**state, what: there})
 
         ckpt_keras.loop.restore_model = restore

@@ -35,7 +35,7 @@ class TestContract(AdapterContract):
     options = OPTIONS
     kills = KILLS
     raises = RAISES
-    good_step = 12
+    good_step = 13
     terminates = TERMINATES
     terminated_step = 11
     spoils = ("rng", "logged", "module", "data", "counters")

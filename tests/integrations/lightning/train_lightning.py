@@ -79,7 +79,14 @@ class Stream(IterableDataset[Any]):
             yield self.data[left.pop(int(torch.randint(len(left), ())))]
 
 
+fetched = 0
+
+
 def masked(samples: list[Any]) -> Any:
+    global fetched
+    fetched += 1
+    if die.get("fetch") == fetched:
+        raise RuntimeError("on purpose")
     images, labels, indices = torch.utils.data.default_collate(samples)
     return images * (torch.rand(images.shape) > 0.15), labels, indices
 
@@ -182,6 +189,8 @@ class Die(pl.Callback):  # type: ignore[misc, name-defined]
     def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
         if die.get("epoch") == trainer.current_epoch:
             kill()
+        if die.get("fail_epoch") == trainer.current_epoch:
+            raise RuntimeError("on purpose")
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         at = [trainer.current_epoch, batch_idx]
@@ -195,6 +204,39 @@ class Die(pl.Callback):  # type: ignore[misc, name-defined]
     def on_validation_end(self, trainer: Any, module: Any) -> None:
         if die.get("validated") == trainer.global_step and not trainer.sanity_checking:
             kill()
+
+
+def failing(name: str) -> Any:
+    """A hook that raises what `die["fail"]` says, in a certain batch: [hook, epoch, batch, error]."""
+
+    def hook(self: Any, trainer: Any, *args: Any) -> None:
+        at = [name, trainer.current_epoch, trainer.fit_loop.batch_idx]
+        if die.get("fail", [])[:3] == at:
+            raise {"RuntimeError": RuntimeError, "KeyboardInterrupt": KeyboardInterrupt}[die["fail"][3]](
+                "on purpose"
+            )
+
+    return hook
+
+
+class Counts(pl.Callback):  # type: ignore[misc, name-defined]
+    """Counts batches before the optimizer moves, and what fails in them."""
+
+    batches = 0
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        self.batches += 1
+        failing("on_train_batch_start")(self, trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"batches": self.batches}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.batches = state["batches"]
+
+
+for each in ("on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad"):
+    setattr(Counts, each, failing(each))
 
 
 class Tell(pl.Callback):  # type: ignore[misc, name-defined]
@@ -312,7 +354,8 @@ def main() -> None:
     training, validation = loaders()
     saving = own_callbacks()
     ours = saving[0] if saving and options["mechanism"] == "ours" else None
-    callbacks: list[Any] = [*saving, Die(), Tell(ours)]
+    counts = Counts()
+    callbacks: list[Any] = [*saving, Die(), Tell(ours), counts]
     stopping = pl.callbacks.EarlyStopping("val_loss", patience=options["patience"] or 1, min_delta=0.25)
     if options["patience"]:
         callbacks.append(stopping)
@@ -341,7 +384,7 @@ def main() -> None:
         "end", weights=digest(module.state_dict()), average=module.average.item(), steps=trainer.global_step,
         optimizer=digest([each.state_dict() for each in trainer.optimizers]), epoch=trainer.current_epoch,
         schedulers=digest([each.scheduler.state_dict() for each in trainer.lr_scheduler_configs]),
-        rng=digest(capture_rng()), stopping=digest(stopping.state_dict()),
+        rng=digest(capture_rng()), stopping=digest(stopping.state_dict()), counts=counts.batches,
     )  # fmt: skip
 
 

@@ -60,6 +60,7 @@ HARMLESS: list[Callable[[Loop], Any]] = [
     lambda loop: None,
     forward,
     lambda loop: loop.forward_and_backward(),
+    lambda loop: (loop.forward_and_backward(), loop.scaler.unscale_(loop.optimizer)),
     lambda loop: loop.model.eval(),
     lambda loop: loop.state.update(best=0.0),
     lambda loop: loop.state["losses"].append(0.5),

@@ -227,6 +227,15 @@ def test_who_forgets_to_change_the_line_of_the_loader_is_told(
     assert checkpoints(store_path) == [(4, False), (8, True)]
 
 
+def test_who_forgets_the_optimizer_is_told(store_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    job = Job(store_path, optimizer=None)
+    for _ in job.ckpt.epochs(range(2)):
+        for batch in job.ckpt.loader:
+            job.step(batch)
+    assert "epoch 1 made no step that could be counted" in caplog.text
+    assert job.ckpt.global_step == 0
+
+
 @pytest.mark.parametrize("total", [iter(range(3)), 2.5, {1, 2}])
 def test_epochs_must_be_countable(store_path: Path, total: Any) -> None:
     job = Job(store_path)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from trainer_case import PEFT_ASKS, Pair, new_model, plain_trainer
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import BertForMaskedLM, EarlyStoppingCallback, TrainerCallback
 
 from ckpt_core import (
     CheckpointManager,
@@ -255,8 +255,12 @@ def test_the_best_model_is_there_at_the_end(tmp_path: Path) -> None:
     with CheckpointManager(tmp_path / "store", experiment="words", metric="eval_loss") as manager:
         assert manager.resolve("best").step == best
         assert trainer.state.best_model_checkpoint == f"words@step={best}"
+        folder = ours.materialize(trainer.state.best_model_checkpoint, tmp_path / "best")
         assert digest(trainer.model.state_dict()) == digest(manager.load("best")["model"])
         assert digest(trainer.model.state_dict()) != digest(manager.load("latest")["model"])
+    ours.manager.close()
+    loaded = BertForMaskedLM.from_pretrained(folder)
+    assert digest(loaded.state_dict()) == digest(trainer.model.state_dict())
 
 
 @pytest.mark.filterwarnings(PEFT_ASKS)

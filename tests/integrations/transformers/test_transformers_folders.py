@@ -123,6 +123,7 @@ def test_trainer_saves_and_each_folder_goes_into_the_store(tmp_path: Path) -> No
         before = {each.step: each.written_bytes for each in manager.checkpoints()}
         repeated = ingest(manager, tmp_path / "out" / "checkpoint-12")
         assert repeated.written_bytes < before[12] / 10
+        assert manager.verify().ok
     theirs = tmp_path / "out" / "checkpoint-10"
     assert {path.name for path in theirs.iterdir()} == {path.name for path in folder.iterdir()}
     for name in ("model.safetensors", "config.json", "training_args.bin"):
