@@ -56,15 +56,21 @@ class Memory:
         self._visit("data", root, 0)
         del self._seen
         self._first_values = {path: cell.read() for path, cell in self._values.items()}
-        self._first_orders = {path: _fingerprint(cell.read()) for path, cell in self._orders.items()}
+        self._first_orders: dict[str, bytes] = {}
         self._changed: set[str] = set()
+        for path, cell in self._orders.items():
+            order = cell.read()
+            self._first_orders[path] = _fingerprint(order)
+            if np.unique(order).size == order.size:  # maybe shuffled before anybody looked; labels are not
+                self._changed.add(path)
 
     def read(self) -> dict[str, Any]:
         """The counters and keys that have changed since this memory was made; the others are settings."""
         return self._read(self._values, lambda path, value: _differs(value, self._first_values[path]))
 
     def read_orders(self) -> dict[str, Any]:
-        """Copies of the orders of indices that have changed since this memory was made."""
+        """Copies of the orders of indices: those with each index once, and those that have changed since this
+        memory was made; the others are labels."""
         return self._read(self._orders, lambda path, value: _fingerprint(value) != self._first_orders[path])
 
     def write(self, values: Mapping[str, Any]) -> list[str]:

@@ -276,6 +276,24 @@ def test_settings_are_not_restored() -> None:
     assert (other.size, other.epoch) == (8, 1)
 
 
+def test_an_order_that_was_drawn_before_anybody_looked() -> None:
+    class Drawn(Shuffled):
+        def __init__(self) -> None:
+            self.order = np.random.permutation(COUNT)
+
+        def __iter__(self) -> Iterator[Batch]:
+            return iter([list(self.order[begin : begin + SIZE]) for begin in range(0, COUNT, SIZE)])
+
+    seed()
+    first = Feed(Drawn())
+    seen = [plain(next(iter(first)))]
+    np.random.seed(77)
+    resumed = Feed(Drawn())
+    resumed.resume(first.position())
+    seen += [plain(batch) for batch in iter(resumed)]
+    assert seen == [plain(batch) for batch in first.data]
+
+
 def test_labels_that_never_change_are_not_stored() -> None:
     feed = Feed(InPlace())
     for _ in feed:
