@@ -35,11 +35,11 @@ OPTIONS: dict[str, Any] = {
     "package": "lightning.pytorch", "store": "store", "report": "report", "die": {}, "spoil": "none",
     "experiment": "digits", "resume": "auto", "task": "train", "init_from": None, "second": None, "fault": None,
     "on_save_error": "report", "mechanism": "ours",
-    "ckpt_path": None, "every": 2, "epochs": 3, "max_steps": -1, "samples": 60, "bare": False,
+    "every": 2, "epochs": 3, "max_steps": -1, "samples": 60, "bare": False,
     "workers": 0, "persistent": False, "val_workers": 0, "augment": "none", "mask": False, "stream": False,
     "accumulate": 1, "val_check": 1.0, "scheduler": "none", "patience": 0, "manual": False, "two": False,
     "metrics": False, "limit": None, "monitor": None, "save_top_k": None, "handler": "none", "hparams": False,
-    "evaluate": None, "trainer": {}, "noise": 0.01,
+    "trainer": {}, "noise": 0.01,
 }  # fmt: skip
 options: dict[str, Any] = OPTIONS | json.loads(sys.argv[1])
 pl = importlib.import_module(options["package"])
@@ -368,16 +368,11 @@ def main() -> None:
     )  # fmt: skip
     module = Module(chosen=nn.ReLU())
     spoil()
-    path = options["ckpt_path"]
     if options["task"] == "evaluate":
         found = trainer.validate(module, validation, ckpt_path="best", verbose=False)
         return report.add("evaluated", weights=digest(module.state_dict()), value=found[0]["val_loss"])
-    if options["evaluate"]:
-        getattr(trainer, options["evaluate"])(module, validation, ckpt_path=path)
-    else:
-        trainer.fit(
-            module, training, validation, ckpt_path="last" if options["mechanism"] == "native" else path
-        )
+    path = "last" if options["mechanism"] == "native" else None
+    trainer.fit(module, training, validation, ckpt_path=path)
     if ours is not None:
         report.add("series", points=series_of(ours.manager))
     return report.add(
