@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ckpt_core.model import Buffer
     from ckpt_core.tree import CodecRegistry
 
-__all__ = ["KerasCodec", "host_array", "register"]
+__all__ = ["KerasCodec", "assign", "dtype_of", "host_array", "register"]
 
 _host = NumpyCodec()
 
@@ -36,7 +36,7 @@ class KerasCodec:
                 "this variable has no value at present: Keras takes those of a model away while it trains on JAX; save "
                 "in a callback, which gets them back by callback.model, or when fit is over"
             )
-        name = dtypes.name_of_numpy(_dtype(value))
+        name = dtypes.name_of_numpy(dtype_of(value))
         if name is None:
             raise UnsupportedValueError(f"a variable of dtype {value.dtype} has no fixed bytes to store")
         return TensorSpec(name, tuple(value.shape))
@@ -45,11 +45,11 @@ class KerasCodec:
         return id(value)
 
     def view(self, value: Any) -> Buffer | None:
-        array = _array(value)
+        array = host_array(value.value)
         return _host.view(array) if array.flags.c_contiguous else None
 
     def copy_into(self, value: Any, out: Buffer) -> None:
-        _host.copy_into(_array(value), out)
+        _host.copy_into(host_array(value.value), out)
 
     def wrap(self, spec: TensorSpec, data: Buffer) -> np.ndarray[Any, Any]:
         return _host.wrap(spec, data)
@@ -58,11 +58,11 @@ class KerasCodec:
         return None
 
     def assign(self, like: Any, value: np.ndarray[Any, Any]) -> Any:
-        dtype = _dtype(like)
+        dtype = dtype_of(like)
         name = dtypes.name_of_numpy(dtype)
         if name is None or not dtypes.fits(value, name):
             raise UnsupportedValueError(f"its values do not fit in {like.dtype}")
-        like.assign(value.astype(dtype, copy=False))
+        assign(like, value.astype(dtype, copy=False))
         return like
 
 
@@ -74,6 +74,21 @@ def host_array(tensor: Any) -> np.ndarray[Any, Any]:
     return np.asarray(tensor.numpy() if hasattr(tensor, "numpy") else tensor)
 
 
+def assign(variable: Any, values: np.ndarray[Any, Any]) -> None:
+    """Put values of its own dtype into a variable, bit for bit."""
+    tensor: Any = values
+    if keras.config.backend() == "torch" and values.dtype.name not in _NUMPY:
+        torch = sys.modules["torch"]  # which knows the dtype, and not numpy's name for it
+        plain = torch.from_numpy(np.ascontiguousarray(values).reshape(-1).view(np.uint8).copy())
+        tensor = plain.view(getattr(torch, values.dtype.name)).reshape(values.shape)
+    variable.assign(tensor)
+
+
+def dtype_of(variable: Any) -> np.dtype[Any]:
+    """The element type that a variable has in memory: PyTorch, for one, keeps uint32 as int64."""
+    return _numpy_dtype(str(keras.backend.standardize_dtype(variable.value.dtype)))
+
+
 def _of_torch(tensor: Any) -> np.ndarray[Any, Any]:
     dtype = _numpy_dtype(str(tensor.dtype).removeprefix("torch."))
     if tensor.numel() == 0:
@@ -81,14 +96,6 @@ def _of_torch(tensor: Any) -> np.ndarray[Any, Any]:
     flat = tensor.reshape(-1).view(sys.modules["torch"].uint8)
     plain: np.ndarray[Any, Any] = flat.numpy().view(dtype).reshape(tuple(tensor.shape))
     return plain
-
-
-def _array(variable: Any) -> np.ndarray[Any, Any]:
-    return host_array(variable.value)
-
-
-def _dtype(variable: Any) -> np.dtype[Any]:
-    return _numpy_dtype(str(keras.backend.standardize_dtype(variable.dtype)))
 
 
 def _numpy_dtype(text: str) -> np.dtype[Any]:

@@ -15,6 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from ckpt_keras.codec import assign
 from ckpt_keras.rng import is_generator, stream_of
 
 __all__ = ["Companions"]
@@ -79,7 +80,7 @@ class Companions:
                     _log.warning("%s.%s is not what it was, and is not restored", name, key)
                     continue
                 for variable, value in zip(variables, values, strict=True):
-                    variable.assign(value)
+                    assign(variable, value)
 
     def _capture(self, name: str, callback: Any) -> dict[str, Any]:
         if _is_asked(callback):

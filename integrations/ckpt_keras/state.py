@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from ckpt_core import StateMismatchError
+from ckpt_keras.codec import assign, dtype_of
 
 __all__ = ["capture_model", "named_weights", "restore_model", "values_are_there"]
 
@@ -80,7 +81,7 @@ def restore_model(model: Any, state: Mapping[str, Any]) -> None:
         )
     for part, variables in live.items():
         for variable, value in zip(variables, saved[part], strict=True):
-            variable.assign(value)
+            assign(variable, value)
     for name, buffer in buffers.items():
         buffer.copy_(state["buffers"][name])
 
@@ -126,12 +127,12 @@ def _differences(
         return
     for index, (value, variable) in enumerate(zip(saved, live, strict=True)):
         name = names[index] if names is not None else variable.path
-        shape, dtype = list(np.shape(value)), keras.backend.standardize_dtype(value.dtype)
+        shape, dtype = list(np.shape(value)), value.dtype
         where = f"{name} (number {index} of the {what})"
         if shape != list(variable.shape):
             yield f"{where} was saved with shape {shape}, and here it has {list(variable.shape)}"
-        elif dtype != keras.backend.standardize_dtype(variable.dtype):
-            yield f"{where} was saved as {dtype}, and here it is {variable.dtype}"
+        elif dtype != dtype_of(variable):
+            yield f"{where} was saved as {dtype}, and here it is {dtype_of(variable)}"
 
 
 _WORDS = {

@@ -11,6 +11,7 @@ from typing import Any
 
 from ckpt_core import CheckpointManager, UsageError
 from ckpt_core.fitting import Renames, WeightsReport, fit
+from ckpt_keras.codec import assign, dtype_of
 from ckpt_keras.state import named_weights
 
 __all__ = ["load_weights"]
@@ -55,7 +56,8 @@ def load_weights(
         mapping = {**_renumbered(before, shapes, renames or {}), **(renames or {})}
         fitting, report = fit(before, shapes, strict=strict, renames=mapping)
         for target, source in fitting.items():
-            live[target].assign(saved[source].read())
+            variable = live[target]
+            assign(variable, saved[source].read().astype(dtype_of(variable), copy=False))
     report = replace(report, checkpoint=checkpoint)
     _log.log(logging.INFO if report.ok else logging.WARNING, "weights of %s: %s", ref, report)
     return report
