@@ -65,14 +65,15 @@ test-core: $(READY) ## the core's tests, in the environment at hand
 test-wheel: $(READY) ## the built wheel, public names, import cost, documents
 	$(PYTEST) tests/packaging $(PYTEST_ARGS)
 
+# What is marked `native` measures the frameworks' own checkpoints, not ours: `make exact` runs it.
 $(FRAMEWORKS): test-%: $(READY) # one framework's adapter
 	$(PYTEST) tests/integrations/$* $(PYTEST_ARGS)
 
 test-keras-jax test-keras-torch test-keras-tensorflow: test-keras-%: $(READY) # Keras with one backend
-	KERAS_BACKEND=$* $(PYTEST) tests/integrations/keras $(PYTEST_ARGS)
+	KERAS_BACKEND=$* $(PYTEST) -m "not native" tests/integrations/keras $(PYTEST_ARGS)
 
 test-adapters: $(READY) ## every adapter (Keras with one backend), and the documents that need one
-	$(PYTEST) tests/integrations $(SNIPPETS) --ignore tests/integrations/keras $(PYTEST_ARGS)
+	$(PYTEST) -m "not native" tests/integrations $(SNIPPETS) --ignore tests/integrations/keras $(PYTEST_ARGS)
 
 exact: $(READY) ## kill every adapter's training and the frameworks' own at six moments; the table of docs/exactness.md
 	mkdir -p build && rm -f $(EXACT)
