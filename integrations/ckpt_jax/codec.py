@@ -61,7 +61,10 @@ class JaxCodec:
         with exact(host.dtype):
             try:
                 array: jax.Array = jax.device_put(host)
-            except TypeError:  # a date, a text, or a number that no accelerator has
+            except (TypeError, jax.errors.JaxRuntimeError) as error:
+                # A date, a text, or a number that no accelerator has; not a device without memory.
+                if isinstance(error, jax.errors.JaxRuntimeError) and "dtype" not in str(error):
+                    raise
                 raise UnsupportedValueError(
                     f'JAX has no {spec.dtype}: load this tensor as a numpy array with framework="numpy"'
                 ) from None

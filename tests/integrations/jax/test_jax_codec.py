@@ -53,12 +53,16 @@ def test_dtypes(manager: CheckpointManager, name: str, shape: tuple[int, ...]) -
     assert (loaded.dtype, loaded.shape, bits(loaded)) == (array.dtype, array.shape, bits(array))
 
 
-def test_a_dtype_that_jax_lacks_is_refused_and_loads_as_numpy(manager: CheckpointManager) -> None:
-    moments = np.array(["2026-01-31", "NaT"], "datetime64[s]")
-    manager.save({"x": moments}, step=1, wait=True)
+@pytest.mark.parametrize(
+    "array",
+    [np.array(["2026-01-31", "NaT"], "datetime64[s]"), np.ones(3, ml_dtypes.float6_e2m3fn)],
+    ids=["dates", "float6"],
+)
+def test_a_dtype_that_jax_lacks_is_refused_and_loads_as_numpy(manager: CheckpointManager, array: Any) -> None:
+    manager.save({"x": array}, step=1, wait=True)
     with pytest.raises(StateMismatchError, match='framework="numpy"'):
         manager.load(framework="jax")
-    assert manager.load()["x"].dtype == moments.dtype
+    assert manager.load()["x"].dtype == array.dtype
 
 
 @pytest.mark.parametrize("implementation", ["threefry2x32", "rbg", "unsafe_rbg"])
