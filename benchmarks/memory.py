@@ -35,17 +35,18 @@ WORDS = {
 def run(settings: Settings, results: Results) -> None:
     """Ours and every neighbour's, one process each."""
     name = settings.state("standard")
+    nbytes = states.make(name).nbytes
     for what, goal in GOALS.items():
         found = {OURS: _asked(what, OURS, name, settings)}
         for neighbour in neighbours.ALL:
             wanted = not settings.quick or (what, neighbour) == ("save", neighbours.TORCH)
-            if wanted and getattr(neighbour, what) is not None and neighbour.problem() is None:
+            if wanted and getattr(neighbour, what) is not None and neighbour.problem(nbytes) is None:
                 found[neighbour.name] = _asked(what, neighbour.name, name, settings)
         results.race("memory", f"{WORDS[what]}, {name} state", found)
         ours = found.pop(OURS)
         if ours.problem is not None:
             raise RuntimeError(f"{WORDS[what]}: {ours.problem}")
-        size = _nbytes(name) if what == "stall" else 1 << 20
+        size = nbytes if what == "stall" else 1 << 20
         results.add(
             "memory", f"{WORDS[what]}, {name} state",
             ours=ours, neighbour=best_of(list(found.values())), value=ours.median / size, unit=goal.unit, goal=goal,
@@ -62,10 +63,6 @@ def _asked(what: str, who: str, state: str, settings: Settings) -> Samples:
             samples.problem, samples.values = f"failed: {error}"[:200], []
             break
     return samples
-
-
-def _nbytes(name: str) -> int:
-    return states.make(name).nbytes
 
 
 # -- in the child --------------------------------------------------------------------------------------

@@ -68,15 +68,19 @@ def _bars(title: str, found: Sequence[Samples], path: Path) -> None:
 
 def _lines(curves: Sequence[Curve], path: Path) -> None:
     figure, axes = _axes(3.0)
+    colours: dict[str, str] = {}
     for curve in curves:
         xs, ys = zip(*curve.points, strict=True)
-        axes.plot(xs, ys, marker="o", markersize=3, linewidth=1.2, label=curve.line)
+        name, _, share = curve.line.partition(", p")  # the percentiles of one thing have one colour
+        colour = colours.setdefault(name if share else curve.line, f"C{len(colours)}")
+        style = "--" if share == "99" else "-"
+        axes.plot(xs, ys, style, color=colour, marker="o", markersize=3, linewidth=1.2, label=curve.line)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel(curves[0].x_label)
     axes.set_ylabel(curves[0].y_label)
     axes.grid(visible=True, which="major", linewidth=0.3)
-    axes.legend(frameon=False, fontsize=7)
+    axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
     _finish(figure, axes, "", path)
 
 
