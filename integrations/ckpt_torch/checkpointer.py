@@ -24,6 +24,7 @@ from ckpt_core.opening import ManagerSource
 from ckpt_core.policies import RetentionPolicy, SavePolicy, SavePolicyHook, save_policy_from
 from ckpt_core.preemption import PREEMPTION_SIGNALS
 from ckpt_core.session import Resumption
+from ckpt_torch.lazy import LazyParameters, Staging
 from ckpt_torch.leaving import LoopLeftError, left_by_choice
 from ckpt_torch.loader import ResumeData, TrackedLoader
 from ckpt_torch.loop import Ends, Loop
@@ -62,7 +63,8 @@ class TorchCheckpointer:
     how to go back to a position in the data, `"auto"`, `"skip"` or `"replay"`. `init_from`: the checkpoint
     whose weights a training begins with that has nothing to resume, as `"other-experiment@best"`; `strict`
     and `renames` are those of `load_weights`. `signals` are those after which it saves and then lets the
-    earlier handler go on.
+    earlier handler go on. `staging="lazy"`: parameters and what optimizers keep are copied while forward and
+    backward run, and the next step of an optimizer waits for it.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class TorchCheckpointer:
         strict: bool = True,
         renames: Renames | None = None,
         signals: Iterable[Signals] = PREEMPTION_SIGNALS,
+        staging: Staging = "copy",
         catalog: str | None = None,
         metric: str | None = None,
         mode: Any = None,
@@ -109,10 +112,12 @@ class TorchCheckpointer:
         self._training = Training(objects, self.state, tracked(loader, resume_data))
         self._policy = SavePolicyHook(AnyOf(save_policy, policy) if save_policy else policy)
         self._within = self._begun = self._ended = False
+        self._lazy = LazyParameters.chosen(staging, self._training.optimizers)
         reference = weakref.ref(self)
         self._at_exit = lambda: _fail_at_exit(reference)
         try:
             self.session = Session(self.manager, signals=signals)
+            self.session.lazy = self._lazy
             ends = Ends(self._begin, self._over, self._left, self._fail)
             self._loop = Loop(self._training, self.session, ends)
             resumption = self.session.resume(resume)
@@ -299,7 +304,11 @@ class TorchCheckpointer:
             self.session.close()
         if self._begun and not self._source.owned:
             self.manager.hooks.unregister_hook(self._policy)
-        self._source.close()
+        try:
+            self._source.close()
+        finally:
+            if self._lazy is not None:
+                self._lazy.close()
 
     def _find(self, loader: Any) -> TrackedLoader:
         loaders = self._training.loaders

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Literal, Self
 
 import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-__all__ = ["LazyParameters"]
+from ckpt_core import UsageError
+
+__all__ = ["LazyParameters", "Staging"]
+
+Staging = Literal["copy", "lazy"]
+"""When tensors are copied: all of them before training goes on; or parameters and what optimizers keep while
+forward and backward run."""
 
 _log = logging.getLogger("ckpt_core.torch")
 
@@ -26,6 +32,13 @@ class LazyParameters:
     during the copy, the save is given up, and from then on everything is copied at once. What it does not count,
     as `parameter.data.clamp_()`, must not happen between the end of an iteration and the next step.
     """
+
+    @classmethod
+    def chosen(cls, staging: str, optimizers: Callable[[], Iterable[Optimizer]]) -> Self | None:
+        """For an adapter's `staging=`: None for `"copy"`. Raises UsageError."""
+        if staging not in ("copy", "lazy"):
+            raise UsageError(f'staging is {staging!r}; give "copy" or "lazy"', kind="option")
+        return cls(optimizers) if staging == "lazy" else None
 
     def __init__(self, optimizers: Callable[[], Iterable[Optimizer]]) -> None:
         self._optimizers = optimizers

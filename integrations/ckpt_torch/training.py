@@ -9,12 +9,15 @@ import logging
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
+import torch
+
 from ckpt_core import UsageError
 from ckpt_torch import objects as parts
 from ckpt_torch.gradients import Gradients
 from ckpt_torch.guard import Guard
 from ckpt_torch.loader import ResumeData, TrackedLoader
 from ckpt_torch.rng import capture_rng, restore_rng
+from ckpt_torch.wrappers import walk
 
 __all__ = ["Training", "tracked"]
 
@@ -52,6 +55,11 @@ class Training:
         self.asked: dict[str, int] = {}
         self.asked_before: dict[str, int] = {}
         self._rng: Mapping[str, Any] | None = None
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The optimizers among its objects."""
+        found = (each for name, value in self.objects.items() for _, each in walk(name, value))
+        return [each for each in found if isinstance(each, torch.optim.Optimizer)]
 
     def moment(self) -> dict[str, Any]:
         """What the next fetch of data would change, as it is now."""

@@ -37,6 +37,7 @@ CASES: dict[str, dict[str, Any]] = {
     "accumulated": {"accumulate": 3, "every": 1},
     "accumulated, a step each batch": {"accumulate": 3, "every": 1, "step": "batch"},
     "plateau": {"scheduler": "plateau"},
+    "copied while it trains on": {"staging": "lazy", "every": 1},
     "persistent workers": {"workers": 2, "persistent": True, "augment": "own", "mask": True},
     "replayed": {"resume_data": "replay", "workers": 2, "augment": "globals"},
     "stream": {"stream": True, "augment": "globals"},

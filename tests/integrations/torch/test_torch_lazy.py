@@ -15,9 +15,10 @@ import pytest
 import torch
 from torch import nn
 
-from ckpt_core import CheckpointManager, SaveNotDoneError
+from ckpt_core import CheckpointManager, SaveNotDoneError, UsageError
 from ckpt_core.pipeline import staging
 from ckpt_core.stores import MemoryStore
+from ckpt_torch import TorchCheckpointer
 from ckpt_torch.lazy import LazyParameters
 from contract.training import digest
 
@@ -212,3 +213,18 @@ def test_a_closed_one_holds_no_optimizer_up() -> None:
     lazy.begin(lambda: pytest.fail("waited for"))
     lazy.close()
     step(1)
+
+
+def test_a_checkpointer_copies_so_if_it_is_told_to() -> None:
+    model = network()
+    optimizer = torch.optim.AdamW(model.parameters())
+    ckpt = TorchCheckpointer(
+        MemoryStore(), experiment="x", model=model, optimizer=optimizer, every_n_steps=1, staging="lazy"
+    )
+    assert isinstance(ckpt.session.lazy, LazyParameters)
+    for number in ckpt.steps(3):
+        optimizer.zero_grad()
+        loss_of(model, number).backward()
+        optimizer.step()
+    with pytest.raises(UsageError, match="staging is 'later'"):
+        TorchCheckpointer(MemoryStore(), experiment="x", model=model, staging="later")  # type: ignore[arg-type]

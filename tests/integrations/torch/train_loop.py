@@ -27,7 +27,7 @@ from contract.script import hooks_of, log_to_output, series_of, store_of
 from contract.training import Report, digest, kill
 
 OPTIONS: dict[str, Any] = {
-    "store": "store", "report": "report", "experiment": "digits", "resume": "auto", "resume_data": "auto",
+    "store": "store", "report": "report", "experiment": "digits", "resume": "auto", "resume_data": "auto", "staging": "copy",
     "task": "train", "init_from": None, "second": None, "fault": None, "on_save_error": "report",
     "mechanism": "ours", "form": "bare", "epochs": 3, "every": 3, "every_epochs": None, "samples": 60,
     "workers": 0, "persistent": False, "augment": "none", "mask": False, "stream": False, "norm": True,
@@ -352,7 +352,7 @@ def main() -> None:
     ckpt = TorchCheckpointer(
         store_of(options), experiment=options["experiment"], loader=run.loader, state=run.state,
         every_n_steps=options["every"], every_n_epochs=options["every_epochs"], resume=options["resume"],
-        resume_data=options["resume_data"], metric="val_loss", init_from=options["init_from"],
+        resume_data=options["resume_data"], staging=options["staging"], metric="val_loss", init_from=options["init_from"],
         hooks=hooks_of(options), on_save_error=options["on_save_error"], **objects,
     )  # fmt: skip
     how = ckpt.resumption
