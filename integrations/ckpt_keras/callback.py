@@ -133,6 +133,7 @@ class CheckpointCallback(Callback):
         """Decides what to go on from, and has `fit` watched from here on."""
         if self._watch is not None:
             self._watch.abandon()
+        _refuse_other_versions()
         _refuse_several_processes()
         try:
             watch = FitWatch.joined(self, self._resume_data)
@@ -171,6 +172,15 @@ class CheckpointCallback(Callback):
         # What ended the fit says more than the saves that have failed in it.
         with contextlib.suppress(*([SaveFailedError] if error is not None else [])):
             self._source.close()
+
+
+def _refuse_other_versions() -> None:
+    version = tuple(int(part) for part in keras.__version__.split(".")[:2])
+    if version < (3, 11):  # whose epochs count their batches in another way
+        raise UsageError(
+            f"this is Keras {keras.__version__}, and the callback needs 3.11 or newer: pip install -U keras",
+            kind="version",
+        )
 
 
 def _refuse_several_processes() -> None:

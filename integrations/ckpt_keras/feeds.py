@@ -174,15 +174,17 @@ class Feed:
         self.passes = number
 
     def _fetch(self, iterator: Iterator[Any]) -> Any:
+        mark: dict[str, Any] = {}
         if self._lookahead:
             streams = {name: stream.read() for name, stream in host_streams().items()}
-            self._marks.append({"streams": streams, "memory": self.memory.read()})
+            mark = {"streams": streams, "memory": self.memory.read()}
         if self._tape is not None:
             self._tape.before()
         batch = next(iterator)
         if self._tape is not None:
             self._tape.after(self.fetched)
         self.fetched += 1
+        self._marks.append(mark)
         sizes = self.memory.grown()
         grown = {path for path in sizes if sizes[path] != self._sizes.get(path, sizes[path])}
         if grown - self._grown:

@@ -1,6 +1,6 @@
 """Where `fit` can be stopped and gone on with exactly, and how it is put back there.
 
-All that touches `fit`'s private parts is here and in `watched.py`; written against Keras 3.10 to 3.15. The safe
+All that touches `fit`'s private parts is here and in `watched.py`; written against Keras 3.11 to 3.15. The safe
 points lie just before a batch is asked for and just after an epoch's end: at both, everything that belongs to what
 came before is done, by all callbacks, whatever their order. One `FitWatch` serves all callbacks of ours in a fit.
 """

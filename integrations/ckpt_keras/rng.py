@@ -169,7 +169,7 @@ def _global_seeds(*, make: bool) -> Any:
     from keras.src.backend.common import global_state
     from keras.src.random import seed_generator
 
-    found = global_state.get_global_attribute(seed_generator.GLOBAL_SEED_GENERATOR)
+    found = global_state.get_global_attribute("global_seed_generator")
     return seed_generator.global_seed_generator() if found is None and make else found
 
 

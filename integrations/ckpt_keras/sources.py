@@ -1,7 +1,7 @@
 """How each kind of data that `fit` takes keeps a position: which mechanism, and where it is put in.
 
 One `Source` for the training data of one fit. It is put into Keras' data adapter, in the place of what that one
-would iterate, and taken out again. Written against Keras 3.10 to 3.15, whose adapters are private.
+would iterate, and taken out again. Written against Keras 3.11 to 3.15, whose adapters are private.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def source_of(epochs: Any, *, resume_data: ResumeData, peeks: bool = False) -> S
         lambda number, first: iter(original()), data, name="data", skippable=False, resume_data=resume_data,
         lookahead=ahead,
     )  # fmt: skip
-    return _FeedSource(adapter, {"get_jax_iterator": lambda: feed}, feed)
+    return _FeedSource(adapter, {"get_jax_iterator": lambda: iter(feed)}, feed)
 
 
 def held_by(data: Any) -> Memory:
@@ -103,13 +103,18 @@ def held_by(data: Any) -> Memory:
 
 
 def _lookahead() -> bool:
-    """Whether batches are fetched before they are trained on: by TensorFlow always, by JAX on accelerators."""
+    """Whether batches are fetched before they are trained on, as they are unless it would be of no use."""
     backend = keras.config.backend()
     if backend == "jax":
         import jax
 
-        return bool(jax.default_backend() != "cpu")
+        plain = keras.distribution.distribution() is None and jax.default_backend() == "cpu"
+        return not plain or _version() < (3, 15)
     return bool(backend == "tensorflow")
+
+
+def _version() -> tuple[int, ...]:
+    return tuple(int(part) for part in keras.__version__.split(".")[:2])
 
 
 def _begin_and_drop(dataset: Any, passes: int) -> None:
