@@ -2,61 +2,37 @@
 
 All that touches the loops' private parts is here; written against Lightning 2.5 and 2.6. The safe points
 lie just before a batch is fetched and just before an epoch begins: at both, everything that belongs to what
-came before is done (validation, schedulers, hooks of the module, counters). A resume brings the loop
-to the same line of its code and puts back the counters there, instead of trusting to its own restart.
+came before is done (validation, schedulers, hooks of the module, counters). One more lies before a validation, for
+when that fails or there is no time for it. A resume brings the loop to the same line of its code and puts back
+the counters there, instead of trusting to its own restart.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ckpt_core import UsageError
-from ckpt_torch.loader import ResumeData, TrackedLoader
+from ckpt_lightning.proxies import TrackedProxy, inner, lookahead_of
+from ckpt_torch.loader import ResumeData
 
-__all__ = ["LoopWatch", "TrackedProxy", "progress_of"]
+__all__ = ["VALIDATION", "LoopWatch", "lies_in_an_epoch", "progress_of"]
 
+_BATCH, _EPOCH = "batch", "epoch"
+VALIDATION = "validation"
+"""The boundary before a validation; the others have all behind them that belongs to the last batch."""
 _NEEDED = ("on_advance_start", "_load_combined_loader_states", "epoch_loop", "epoch_progress")
-
-
-class TrackedProxy(TrackedLoader):
-    """A tracked loader that Lightning takes for the loader itself.
-
-    While `dormant` it yields nothing: Lightning begins to iterate before it has come to the place where
-    the position can be restored.
-    """
-
-    def __init__(self, loader: Any, **options: Any) -> None:
-        super().__init__(loader, **options)
-        self.dormant = False
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(()) if self.dormant else super().__iter__()
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "loader":  # while it is copied, before there is one
-            raise AttributeError(name)
-        return getattr(self.loader, name)
-
-    @property
-    def _iterator(self) -> Any:
-        # Lightning ends persistent workers by setting this to None.
-        return self.loader._iterator
-
-    @_iterator.setter
-    def _iterator(self, value: Any) -> None:
-        self.loader._iterator = value
 
 
 class LoopWatch:
     """Watches the fit loop of one trainer from `install` to `remove`.
 
-    `safe_point` is called with the boundary, `"batch"` or `"epoch"`, at every instant at which a resume
-    would be exact. After `resume`, `revive` is called with the boundary when the counters are in place and the
-    epoch is about to go on or to begin, and `restore` at that very boundary, when all else is in place.
+    `safe_point` is called with the boundary, `"batch"`, `"epoch"` or `"validation"`, at every instant at which a
+    resume would be exact, and `passed` when a validation lies behind. After `resume`, `revive` is called with the
+    boundary when the counters are in place and the epoch is about to go on or to begin, and `restore` at that
+    very boundary, when all else is in place.
     """
 
     def __init__(
@@ -65,6 +41,7 @@ class LoopWatch:
         *,
         resume_data: ResumeData,
         safe_point: Callable[[str], None],
+        passed: Callable[[], None],
         revive: Callable[[str], None],
         restore: Callable[[], None],
     ) -> None:
@@ -79,6 +56,7 @@ class LoopWatch:
             )
         self._resume_data: ResumeData = resume_data
         self._safe_point = safe_point
+        self._passed = passed
         self._revive = revive
         self._restore = restore
         self._training: list[TrackedProxy] = []
@@ -95,8 +73,9 @@ class LoopWatch:
         loop, validation = self._loop, self._loop.epoch_loop.val_loop
         loop._load_combined_loader_states = self._track_training
         loop.on_advance_start = self._on_epoch
-        original = validation.setup_data
-        validation.setup_data = lambda: self._track_validation(original)
+        setup, run = validation.setup_data, validation.run
+        validation.setup_data = lambda: self._track_validation(setup)
+        validation.run = lambda: self._validate(run)
 
     def remove(self) -> None:
         """Leave the trainer as it was."""
@@ -105,11 +84,12 @@ class LoopWatch:
             (self._loop, "_load_combined_loader_states"),
             (self._loop, "on_advance_start"),
             (validation, "setup_data"),
+            (validation, "run"),
         ):
             vars(owner).pop(name, None)
         for combined in (self._loop._combined_loader, validation._combined_loader):
             if combined is not None:
-                combined.flattened = [_inner(each) for each in combined.flattened]
+                combined.flattened = [inner(each) for each in combined.flattened]
 
     # -- state ------------------------------------------------------------------------------------
 
@@ -120,7 +100,7 @@ class LoopWatch:
 
     def capture(self, boundary: str) -> dict[str, Any]:
         """Where the loop stands; for `resume`. The counters are Lightning's own to save."""
-        between = boundary != "batch"
+        between = not lies_in_an_epoch(boundary)
         lead = self._training[0] if self._training else None
         # Lightning fetches one batch in advance of the one that it trains on, or none.
         ahead = 0 if between or lead is None else min(lead.lookahead, lead.delivered)
@@ -138,8 +118,8 @@ class LoopWatch:
         """
         pending = {**state, "counters": copy.deepcopy(dict(counters))}
         if anew:
-            if pending["boundary"] == "batch":
-                pending["boundary"] = "epoch"
+            if lies_in_an_epoch(pending["boundary"]):
+                pending["boundary"] = _EPOCH
                 for progress in pending["counters"]["epoch_progress"].values():
                     progress["ready"], progress["started"] = progress["ready"] - 1, progress["started"] - 1
             pending |= {"training": None, "validation": []}
@@ -154,8 +134,8 @@ class LoopWatch:
         combined = self._loop._combined_loader
         if combined is None:
             return
-        loaders = [_inner(each) for each in combined.flattened]
-        lookahead = _lookahead(combined, loaders)
+        loaders = [inner(each) for each in combined.flattened]
+        lookahead = lookahead_of(combined, loaders)
         self._training = [
             TrackedProxy(
                 loader,
@@ -196,13 +176,13 @@ class LoopWatch:
         pending = self._pending
         if pending is None:
             if not first:  # before the first, the loader has begun its epoch already
-                self._safe_point("epoch")
+                self._safe_point(_EPOCH)
             type(loop).on_advance_start(loop)
             return
         self._put_counters(pending)
         self._resume_positions(pending)
         self._revive(pending["boundary"])
-        if pending["boundary"] == "batch":
+        if lies_in_an_epoch(pending["boundary"]):
             self._in_the_midst = True
             self._begin_in_the_midst()
         else:
@@ -217,7 +197,7 @@ class LoopWatch:
         loop = self._loop
         if not self._in_the_midst:
             if self._between_batches():
-                self._safe_point("batch")
+                self._safe_point(_BATCH)
             return
         pending, self._pending, self._in_the_midst = self._pending, None, False
         assert pending is not None
@@ -227,6 +207,18 @@ class LoopWatch:
         if consumed is not None:
             consumed[:] = [proxy.passes > 0 for proxy in self._training]
         self._restore()
+        if pending["boundary"] == VALIDATION:
+            self._end_batch()
+
+    def _validate(self, run: Callable[[], Any]) -> Any:
+        """In place of the validation's `run`."""
+        known = not self._trainer.sanity_checking and self._between_batches() and self._comes_back_here()
+        if known:
+            self._safe_point(VALIDATION)
+        found = run()
+        if known:
+            self._passed()
+        return found
 
     # -- details ----------------------------------------------------------------------------------
 
@@ -239,6 +231,20 @@ class LoopWatch:
                     set_epoch = getattr(each, "set_epoch", None)
                     if callable(set_epoch):
                         set_epoch(self._loop.epoch_progress.current.processed)
+
+    def _comes_back_here(self) -> bool:
+        """Whether a resume could come to the validation of the last batch: if it has fetched no further batch."""
+        fetcher = self._loop._data_fetcher
+        one = len(self._training) == 1 and not self._training[0].lookahead
+        return one and not hasattr(fetcher, "iterator_wrapper")
+
+    def _end_batch(self) -> None:
+        """What follows a batch, its validation first. We are where Lightning fetches the next one: if there is to be
+        none, the loader has to look as if it were at its end."""
+        loop = self._loop.epoch_loop
+        loop.on_advance_end(self._loop._data_fetcher)
+        if loop.done:
+            raise StopIteration
 
     def _resume_positions(self, pending: Mapping[str, Any]) -> None:
         positions = pending["training"]
@@ -272,6 +278,11 @@ class LoopWatch:
         return bool(epoch.started > epoch.processed and batch.ready == batch.started == batch.completed)
 
 
+def lies_in_an_epoch(boundary: str) -> bool:
+    """Whether an epoch has begun there that is not over."""
+    return boundary in (_BATCH, VALIDATION)
+
+
 def progress_of(loop: Any) -> Iterator[Any]:
     """Every object that counts something in a loop and in those that it is made of."""
     for each in _loops(loop):
@@ -284,26 +295,6 @@ def _counters(value: Any) -> Iterator[Any]:
         yield value
         for part in vars(value).values():
             yield from _counters(part)
-
-
-def _inner(loader: Any) -> Any:
-    return loader.loader if isinstance(loader, TrackedProxy) else loader
-
-
-def _lookahead(combined: Any, loaders: list[Any]) -> int:
-    """One where Lightning cannot know which batch is the last: then it fetches one in advance."""
-    lengths = [_length(each) for each in loaders]
-    limits = combined.limits or [math.inf] * len(loaders)
-    if combined._mode == "min_size":
-        return int(math.isinf(min(*lengths, *limits)))
-    return int(math.isinf(max(min(pair) for pair in zip(lengths, limits, strict=True))))
-
-
-def _length(loader: Any) -> float:
-    try:
-        return len(loader)
-    except (TypeError, NotImplementedError):
-        return math.inf
 
 
 def _loops(loop: Any) -> Iterator[Any]:

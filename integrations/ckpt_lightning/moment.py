@@ -7,7 +7,6 @@ noted at every instant at which a resume would be exact; if the next step fails,
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -50,11 +49,15 @@ class LastGood:
         self._progress = list(progress_of(trainer.fit_loop))
         self._early = [each for each in trainer.callbacks if _is_early(type(each))]
         self._on_host = trainer.strategy.root_device.type == "cpu"
-        self._hooks = [each.register_step_post_hook(self._forget) for each in trainer.optimizers]
+        self._hooks = [each.register_step_post_hook(self.forget) for each in trainer.optimizers]
         self._moment: _Moment | None = None
 
-    def note(self, place: dict[str, Any]) -> None:
-        """A resume from this instant would be exact; `place` is where the loop stands."""
+    def note(self, place: dict[str, Any], *, rare: bool = False) -> None:
+        """A resume from this instant would be exact; `place` is where the loop stands.
+
+        With `rare` every callback may be asked for its state, as many will be called before the next moment.
+        """
+        asked = [each for each in self._trainer.callbacks if _overrides(type(each), "state_dict")]
         on_host = self._on_host and not torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         self._buffers.note()
         self._moment = _Moment(
@@ -65,7 +68,7 @@ class LastGood:
             metrics={name: results.capture_metric(each) for name, each in self._metrics.items()},
             gradients=self._gradients.now(),
             versions=_versions(self._parameters),
-            callbacks={each.state_key: copy.deepcopy(each.state_dict()) for each in self._early},
+            callbacks={each.state_key: _held(each.state_dict()) for each in (asked if rare else self._early)},
         )  # fmt: skip
 
     def put_back(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
@@ -92,11 +95,12 @@ class LastGood:
 
     def close(self) -> None:
         """Takes its hooks off the optimizers, and lets go of what it keeps."""
-        self._forget()
+        self.forget()
         for hook in self._hooks:
             hook.remove()
 
-    def _forget(self, *_: object) -> None:
+    def forget(self, *_: object) -> None:
+        """The last moment is gone: too much changes now."""
         self._moment = None
 
 
@@ -161,6 +165,13 @@ class _Part:
 
     def _now(self) -> list[tuple[int, int] | None]:
         return [each if each is None else (id(each), each._version) for each in self._buffers.values()]
+
+
+def _held(value: Any) -> Any:
+    """The same values in containers of their own. Tensors stay the live ones: what averages weights has many."""
+    if isinstance(value, dict):
+        return {key: _held(item) for key, item in value.items()}
+    return [_held(item) for item in value] if isinstance(value, list) else value
 
 
 def _is_early(kind: type) -> bool:

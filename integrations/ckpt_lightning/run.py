@@ -8,13 +8,15 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from ckpt_core import Checkpoint, Session
+from ckpt_core import Session
 from ckpt_core.session import Resumption
 from ckpt_lightning import averaging, results
+from ckpt_lightning.choosing import Beginning, choose
 from ckpt_lightning.io import as_reference
-from ckpt_lightning.loops import LoopWatch
+from ckpt_lightning.loops import VALIDATION, LoopWatch, lies_in_an_epoch
 from ckpt_lightning.moment import LastGood
 from ckpt_lightning.parameters import Parameters
 from ckpt_lightning.participant import Participant
@@ -31,8 +33,6 @@ _log = logging.getLogger("ckpt_core.lightning")
 _CAPTURE = "capture"
 _OURS = "ckpt_lightning"
 """Where in Lightning's checkpoint is what Lightning leaves out."""
-Begun = list[tuple[Any, Checkpoint | None]]
-"""How each participant's session began: the kind of its resumption, and the checkpoint."""
 
 
 class Run:
@@ -47,18 +47,19 @@ class Run:
         self._reader = reader
         self._all: list[Participant] = []
         self._left: list[Participant] = []
-        self._state: dict[str, Any] | None = None
         self._loaded: Mapping[str, Any] | None = None
         self._optimizer_states: list[Any] = []
         self._world = ranks.world
         self._gradients: Gradients | None = None
         self._last_good: LastGood | None = None
+        self._preempted = False
         self._parameters = Parameters()
         self._asked: dict[str, Any] = {}
         self._watch = LoopWatch(
             trainer,
             resume_data=resume_data,
             safe_point=self._safe_point,
+            passed=self._passed,
             revive=self._revive,
             restore=self._restore,
         )
@@ -89,53 +90,30 @@ class Run:
 
     def _choose(self, path: Any) -> Any:
         """What is loaded: what the user told `fit`, or else what `resume` says."""
-        name, begun = self.ranks.together(lambda: self._decide(path))
-        for participant, (kind, checkpoint) in zip(self._all, begun, strict=True):
+        states: list[dict[str, Any] | None] = []
+
+        def decide() -> Beginning:
+            beginning = choose(self._all, path)
+            states.append(beginning.state)  # of the first process, until it is shared
+            return replace(beginning, state=None)
+
+        beginning = self.ranks.together(decide)
+        for participant, (kind, checkpoint) in zip(self._all, beginning.sessions, strict=True):
             participant.live.resumption = Resumption(kind, checkpoint)
-        if name is None or as_reference(name) is None:
-            return name
-        state, self._state = self.ranks.share(self._state), None
-        self._reader.ready[name] = self._own_part(state)
+        name = beginning.name
+        if name is not None and as_reference(name) is not None:
+            self._reader.ready[name] = self._own_part(self.ranks.share(states.pop() if states else None))
         return name
 
-    def _decide(self, path: Any) -> tuple[Any, Begun]:
-        """In the first process. Its sessions' attempts begin accordingly."""
-        reference = as_reference(path) if path else None
-        chosen: Participant | None = None
-        if path and reference is None:  # somebody else's file: nothing here is continued
-            for each in self._all:
-                _session(each).resume(None)
-        elif reference is not None and (reference != "last" or self._all[0].manager.latest() is not None):
-            chosen = self._all[0]
-            step = _session(chosen).resume("latest" if reference == "last" else reference).step
-            for each in self._all[1:]:
-                _continue(each, each.newest_until(step))
-        else:
-            candidates = [(each, each.candidate()) for each in self._all]
-            there = [(each, found) for each, found in candidates if found is not None]
-            furthest = max((found[1].step for _, found in there), default=None)
-            for each, found in candidates:
-                if chosen is None and found is not None and found[1].step == furthest:
-                    chosen = each
-                    _session(each).resume(found[0])
-                else:
-                    _continue(each, found[1] if found is not None else None)
-        begun: Begun = [
-            (_session(each).resumption.kind, _session(each).resumption.checkpoint) for each in self._all
-        ]
-        if chosen is None:
-            return path if reference is None else None, begun
-        resumption = _session(chosen).resumption
-        assert resumption.checkpoint is not None
-        self._state = resumption.state
-        return f"{resumption.checkpoint.experiment}@{resumption.checkpoint.id}", begun
-
     def _begin_with_weights(self) -> None:
-        """Other weights than the program gave, where a callback was told so. They are the first process's to load:
-        DDP gives them to the others."""
-        module = self._trainer.lightning_module
-        if self.ranks.together(lambda: any(each.begins_with_weights(module) for each in self._all)):
-            averaging.begin_with(self._trainer, module)
+        """Other weights than the program gave, where a callback was told so."""
+        module, ranks = self._trainer.lightning_module, self.ranks
+        if not ranks.together(lambda: any(each.begins_with_weights(module) for each in self._all)):
+            return
+        weights = ranks.share(module.state_dict() if ranks.leads else None)
+        if not ranks.leads:
+            module.load_state_dict(weights)
+        averaging.begin_with(self._trainer, module)
 
     def _own_part(self, state: dict[str, Any]) -> dict[str, Any]:
         """The state as it was in this process."""
@@ -154,7 +132,7 @@ class Run:
             self._loaded = mine
             anew = self._world != self.ranks.world
             if anew:
-                self._tell_of_change(mine["loop"]["boundary"] == "batch")
+                self._tell_of_change(lies_in_an_epoch(mine["loop"]["boundary"]))
             self._watch.resume(mine["loop"], checkpoint["loops"]["fit_loop"], anew=anew)
             self._optimizer_states = checkpoint.get("optimizer_states", [])
 
@@ -208,15 +186,21 @@ class Run:
         if self._gradients is None:
             return
         if self._last_good is not None and self._watch.is_cheap:
-            self._last_good.note(self._watch.capture(boundary))
+            self._last_good.note(self._watch.capture(boundary), rare=boundary == VALIDATION)
         for each in reversed(self._all):  # the last one has the first say of a signal, and passes it on
             self._save_if_due(each, boundary)
 
+    def _passed(self) -> None:
+        if self._last_good is not None:
+            self._last_good.forget()
+
     def _save_if_due(self, participant: Participant, boundary: str) -> None:
         session, trainer = participant.live, self._trainer
-        due, received = self.ranks.agree(participant.due, session.preempted)
+        # A save that is due waits for the validation, whose metrics it is to have; a signal does not.
+        due, received = self.ranks.agree(participant.due and boundary != VALIDATION, session.preempted)
         if not due and received is None:
             return
+        self._preempted |= received is not None
         self._act(
             participant,
             lambda own: own.safe_point(
@@ -281,7 +265,7 @@ class Run:
     # -- the boundary that was resumed ------------------------------------------------------------
 
     def _revive(self, boundary: str) -> None:
-        revive = averaging.revive_in_the_midst if boundary == "batch" else averaging.revive
+        revive = averaging.revive_in_the_midst if lies_in_an_epoch(boundary) else averaging.revive
         revive(self._trainer, self._trainer.lightning_module)
 
     def _restore(self) -> None:
@@ -316,7 +300,8 @@ class Run:
         if self._gradients is None or not isinstance(session, Session):
             return
         capture = None
-        if participant.has_moved:
+        stopped = self._preempted and type(error).__name__ == "SIGTERMException"  # for that it was saved
+        if participant.has_moved and not stopped:
             good = self._last_good.put_back() if self._last_good is not None else None
             if good is not None:
                 capture = lambda: self._dump(*good)  # noqa: E731
@@ -338,23 +323,10 @@ class Run:
             self._gradients.close()
         if self._last_good is not None:
             self._last_good.close()
-        self._loaded = self._state = None
+        self._loaded = None
         for each in reversed(self._all):  # signal handlers come off in the reverse order
             each.close()
         self.ranks.close()
-
-
-def _session(participant: Participant) -> Session:
-    assert isinstance(participant.session, Session)
-    return participant.session
-
-
-def _continue(participant: Participant, checkpoint: Checkpoint | None) -> None:
-    """The attempt of a callback whose own checkpoint is not what is loaded."""
-    if checkpoint is None:
-        _session(participant).resume(None)
-    else:
-        _session(participant).resumed(checkpoint, {})
 
 
 def _no_more(now: int | None, then: int | None) -> bool:

@@ -43,6 +43,49 @@ def test_wherever_a_step_fails_before_its_optimizer_moves(tmp_path: Path) -> Non
     assert_same_training(reference, parts)
 
 
+VALIDATED = {
+    "every": 99, "val_check": 0.5, "patience": 9, "scheduler": "plateau by step", "augment": "globals",
+    "metrics": True, "epochs": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_validation_that_fails_is_made_again(tmp_path: Path, workers: int) -> None:
+    options = {**VALIDATED, "workers": workers, "val_workers": workers}
+    reference = Training(SCRIPT, tmp_path / "reference", options, PRELOAD).complete()
+    job = Training(SCRIPT, tmp_path / "failed", options, PRELOAD)
+    parts = [
+        job.run(die={"raise_in_validation": 4}),
+        job.run(die={"raise_after_validation": 8}),
+        job.run(die={"signal": [[1, 3], "SIGUSR1"]}),
+        job.run(die={"raise_in_validation": 16}),
+        job.complete(),
+    ]
+    assert [part.only("begin")["step"] for part in parts[1:]] == [4, 8, 12, 16]
+    assert_same_training(reference, parts)
+
+
+def test_a_validation_that_ends_the_training_does_so_when_it_is_made_again(tmp_path: Path) -> None:
+    options = {**VALIDATED, "patience": 2, "epochs": 9}
+    reference = Training(SCRIPT, tmp_path / "reference", options, PRELOAD).complete()
+    last = reference.only("end")["steps"]
+    assert last < 9 * 8, "it was to stop early"
+    assert last % 8, "and in the midst of an epoch"
+    job = Training(SCRIPT, tmp_path / "failed", options, PRELOAD)
+    parts = [job.run(die={"raise_in_validation": last}), job.complete()]
+    assert parts[-1].only("begin")["step"] == last
+    assert_same_training(reference, parts)
+
+
+def test_a_validation_of_data_without_a_length_is_not_come_back_to(tmp_path: Path) -> None:
+    options = {**VALIDATED, "stream": True, "val_check": 1.0}  # Lightning has fetched one batch more by then
+    reference = Training(SCRIPT, tmp_path / "reference", options, PRELOAD).complete()
+    job = Training(SCRIPT, tmp_path / "failed", options, PRELOAD)
+    parts = [job.run(die={"raise_in_validation": 8}), job.complete()]
+    assert parts[-1].only("begin")["step"] == 0
+    assert_same_training(reference, parts)
+
+
 @pytest.mark.parametrize(
     ("die", "step"),
     [({"raise_in_step": [0, 4]}, 1), ({"fail": ["on_after_backward", 0, 4, "RuntimeError"]}, 0)],

@@ -77,12 +77,14 @@ def test_processes_that_lightning_starts_and_sigterm_that_reaches_one(training: 
     job, reference = training()
     parts = [
         job.run(strategy="ddp", die={"rank": 1, "signal": [0, 3], "number": "SIGTERM"}),
-        job.run(strategy="ddp", die={"rank": 0, "signal": [1, 4], "number": "SIGTERM"}),
+        job.run(
+            strategy="ddp", die={"rank": 0, "signal": [1, 7], "number": "SIGTERM"}
+        ),  # a validation is due
         job.complete(),
     ]
     assert [part.status for part in parts[:2]] == [0, 0], "Lightning's handler ends training, and well"
     assert [part.of("end") + part.of("end 1") for part in parts[:2]] == [[], []]
-    assert [part.only("begin")["step"] for part in parts] == [0, 4, 13]
+    assert [part.only("begin")["step"] for part in parts] == [0, 4, 16]
     assert_same(reference, parts)
 
 

@@ -141,10 +141,17 @@ class Module(pl.LightningModule):  # type: ignore[misc, name-defined]
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         images, labels, _ = batch
+        Logger.batch = (self.current_epoch, self.trainer.fit_loop.batch_idx)
         images = images + options["noise"] * torch.randn(images.shape)
         if die.get("validating") == self.global_step and not self.trainer.sanity_checking:
             kill()
+        if die.get("raise_in_validation") == self.global_step and batch_idx == 1:
+            raise RuntimeError("on purpose")
         self.log("val_loss", nn.functional.cross_entropy(self.net(images), labels))
+
+    def on_validation_end(self) -> None:
+        if die.get("raise_after_validation") == self.global_step:  # every callback has had its turn
+            raise RuntimeError("on purpose")
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2)
