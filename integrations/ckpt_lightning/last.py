@@ -25,12 +25,12 @@ def teach_last(package: str, behaviour: type) -> None:
     theirs = importlib.import_module(f"{package}.callbacks")
     files = (theirs.ModelCheckpoint, theirs.OnExceptionCheckpoint)
 
-    def parse(self: Any, state_fn: Any, ckpt_path: Any, **facts: Any) -> Any:
+    def parse(self: Any, state_fn: Any, ckpt_path: Any, *args: Any, **kwargs: Any) -> Any:
         callbacks = self.trainer.callbacks
         ours = any(isinstance(each, behaviour) for each in callbacks)
         if ckpt_path == "last" and ours and not any(isinstance(each, files) for each in callbacks):
             return ckpt_path
-        return original(self, state_fn, ckpt_path, **facts)
+        return original(self, state_fn, ckpt_path, *args, **kwargs)
 
     kind._parse_ckpt_path = parse
     setattr(kind, _TAUGHT, True)

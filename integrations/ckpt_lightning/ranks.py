@@ -25,7 +25,7 @@ from ckpt_lightning.parts import Part, difference, outline
 
 __all__ = ["Follower", "Ranks", "SharedSignals"]
 
-_SHARDED = {"FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAStrategy", "XLAFSDPStrategy"}
+_SHARDED = {"FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy"}
 _DONE, _FAILED, _SIGNAL = "done", "failed", "signal"
 
 Answers = Mapping[str, Callable[[Any], Any]]
@@ -123,10 +123,13 @@ class Ranks:
 
     # -- states -----------------------------------------------------------------------------------
 
-    def join(self, capture: Callable[[], dict[str, Any]], alike: Collection[str]) -> dict[str, Any]:
+    def join(
+        self, capture: Callable[[], dict[str, Any]], *, common: Collection[str], alike: Collection[str]
+    ) -> dict[str, Any]:
         """The state of the first process, and under `ranks` what each of the others has apart from it.
 
-        Only the first one gets something that is to be saved. `alike`: see `parts.outline`.
+        Only the first one gets something that is to be saved. `common`: what of the state is not looked at, as the
+        first process's is everybody's. `alike`: see `parts.outline`.
         """
         state: dict[str, Any] = {}
         error: Exception | None = None
@@ -138,10 +141,11 @@ class Ranks:
             if error is not None:
                 raise error
             return state
-        theirs = self._broadcast(outline(state, alike) if self.leads and error is None else None)
+        looked_at = {key: value for key, value in state.items() if key not in common}
+        theirs = self._broadcast(outline(looked_at, alike) if self.leads and error is None else None)
         answer: tuple[str | None, Part] = (f"{type(error).__name__}: {error}" if error else None, [])
         if error is None and theirs is not None and not self.leads:
-            answer = (None, difference(state, theirs, alike))
+            answer = (None, difference(looked_at, theirs, alike))
         answers: list[Any] | None = [None] * self.world if self.leads else None
         dist.gather_object(answer, answers, dst=0, group=self._group)
         if error is not None:

@@ -33,6 +33,8 @@ _log = logging.getLogger("ckpt_core.lightning")
 _CAPTURE = "capture"
 _OURS = "ckpt_lightning"
 """Where in Lightning's checkpoint is what Lightning leaves out."""
+_COMMON = ("optimizer_states", "hyper_parameters", "datamodule_hyper_parameters")
+"""What DDP keeps alike in all processes, beside the weights, or what each of them is told."""
 
 
 class Run:
@@ -239,7 +241,7 @@ class Run:
 
     def _contribute(self, boundary: str) -> dict[str, Any]:
         alike = {name for name, _ in self._trainer.lightning_module.named_parameters()}
-        return self.ranks.join(lambda: self._dump(self._place(boundary)), alike)
+        return self.ranks.join(lambda: self._dump(self._place(boundary)), common=_COMMON, alike=alike)
 
     def _place(self, boundary: str) -> dict[str, Any]:
         assert self._gradients is not None
