@@ -116,6 +116,24 @@ def test_a_handler_of_ones_own_is_called_in_both(training: Any) -> None:
     assert_same(reference, [told])
 
 
+def test_two_callbacks_in_two_processes(training: Any) -> None:
+    job, reference = training()
+    second = {"experiment": "second", "every_n_steps": 3}
+    parts = [
+        job.run(second=second, die={"rank": 1, "signal": [0, 2], "number": "SIGUSR1"}),
+        job.run(second=second, die={"rank": 0, "batch": [1, 3]}),
+        job.complete(second=second),
+    ]
+    assert "terminated with signal SIGUSR1" in parts[0].output
+    assert parts[1].only("begin")["step"] == 3
+    assert_same(reference, parts)
+    for experiment in ("digits", "second"):
+        with CheckpointManager(job.folder / "store", experiment=experiment) as manager:
+            steps = [each.step for each in manager.checkpoints()]
+            assert steps[-1] == 24
+            assert 3 in steps, "both have saved when the signal came"
+
+
 def test_one_that_fails_takes_the_others_with_it(training: Any) -> None:
     job, reference = training()
     parts = [

@@ -34,7 +34,7 @@ OPTIONS: dict[str, Any] = {
     "store": "store", "report": "report", "die": {}, "spoil": "none", "strategy": "ddp_fork", "devices": 2,
     "experiment": "digits", "resume": "auto", "ckpt_path": None, "every": 2, "every_epochs": None, "epochs": 3,
     "accumulate": 1, "workers": 0, "init_from": None, "fault": None, "on_save_error": "report", "ours": True,
-    "task": "fit", "handler": False, "broken_state": None, "strategy_options": {},
+    "task": "fit", "handler": False, "second": None, "broken_state": None, "strategy_options": {},
 }  # fmt: skip
 options: dict[str, Any] = OPTIONS | json.loads(sys.argv[1])
 die = options["die"]
@@ -167,6 +167,8 @@ def main() -> None:
         every_n_epochs=options["every_epochs"], resume=options["resume"], monitor="val_loss",
         init_from=options["init_from"], on_save_error=options["on_save_error"], hooks=hooks_of(options),
     ) if options["ours"] else None  # fmt: skip
+    second = options["second"]
+    others = [CheckpointCallback(options["store"], **second)] if second else []
     seen = Seen()
     strategy: Any = options["strategy"]
     if options["strategy_options"]:
@@ -175,7 +177,7 @@ def main() -> None:
         max_epochs=options["epochs"], accelerator="cpu", devices=options["devices"], logger=False,
         strategy=strategy if options["devices"] > 1 else "auto", enable_progress_bar=False,
         enable_model_summary=False, log_every_n_steps=1, accumulate_grad_batches=options["accumulate"],
-        callbacks=[*([callback] if callback else []), seen, Tell(callback, seen)],
+        callbacks=[*([callback] if callback else []), *others, seen, Tell(callback, seen)],
         enable_checkpointing=callback is not None,
     )  # fmt: skip
     module = Module()
