@@ -135,13 +135,12 @@ class CheckpointCallback(Callback):
             self._watch.abandon()
         _refuse_other_versions()
         _refuse_several_processes()
+        watch = FitWatch.joined(self, self._resume_data)
         try:
-            watch = FitWatch.joined(self, self._resume_data)
             self._begin(watch)
-        except BaseException:
-            if self._session is not None:
-                self._session.close()
-            self._source.close()
+        except BaseException as error:
+            watch.abandon(error)
+            self.let_go(error)
             raise
         self._watch = watch
 
@@ -168,7 +167,8 @@ class CheckpointCallback(Callback):
     def let_go(self, error: BaseException | None) -> None:
         """For the watch: the fit is over."""
         self._watch = None
-        self.session.close()
+        if self._session is not None:
+            self._session.close()
         # What ended the fit says more than the saves that have failed in it.
         with contextlib.suppress(*([SaveFailedError] if error is not None else [])):
             self._source.close()

@@ -380,3 +380,19 @@ def test_what_validation_data_draws(tmp_path: Path) -> None:
     whole = history(None)
     assert len(set(whole["val_loss"])) == EPOCHS
     assert history("step=5") == whole
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="of JAX on accelerators")
+@pytest.mark.parametrize("kind", ["arrays", "dataset", "arrays over several epochs"])
+def test_a_batch_ahead_as_on_an_accelerator(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There each batch is on its way to the device while the one before it is trained on."""
+    from keras.src.backend.jax.trainer import JAXEpochIterator
+
+    def ahead(self: Any) -> Any:
+        return self._one_batch_ahead_iterator(self.data_adapter.get_jax_iterator())
+
+    monkeypatch.setattr(JAXEpochIterator, "_get_iterator", ahead)
+    monkeypatch.setattr("ckpt_keras.sources._lookahead", lambda: True)
+    assert_exact(tmp_path, DATA[kind], (2, 3, 7) if kind == "arrays over several epochs" else (2, 4, 5, 9))

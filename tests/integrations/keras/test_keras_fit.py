@@ -429,8 +429,11 @@ def test_a_model_made_anew_has_other_paths_and_is_the_same(tmp_path: Path) -> No
 )
 def test_another_model_is_refused_and_told_apart(other: Any, named: str, tmp_path: Path) -> None:
     fit(model_of(), ours(tmp_path), epochs=1)
+    model = other()
     with pytest.raises(StateMismatchError, match=named):
-        fit(other(), ours(tmp_path))
+        fit(model, ours(tmp_path))
+    assert not isinstance(model.train_function, Guarded)
+    fit(model, epochs=1)
 
 
 def test_a_model_of_ones_own_with_two_optimizers(tmp_path: Path) -> None:
