@@ -20,7 +20,7 @@ endif
 
 PYTEST := "$(BIN)/pytest" -n 2 --dist worksteal
 CORE_TESTS := $(wildcard $(addprefix tests/,unit contract stateful crash compat cli))
-SNIPPETS := tests/packaging/test_snippets.py
+SNIPPETS := tests/packaging/test_snippets.py tests/packaging/test_benchmarks.py
 FRAMEWORKS := $(addprefix test-,torch lightning transformers jax tensorflow frameworks)
 EXACT := $(CURDIR)/build/exactness.jsonl
 KERAS := keras-jax,keras-torch,keras-tensorflow
@@ -73,7 +73,7 @@ test-keras-jax test-keras-torch test-keras-tensorflow: test-keras-%: $(READY) # 
 	KERAS_BACKEND=$* $(PYTEST) -m "not native" tests/integrations/keras $(PYTEST_ARGS)
 
 test-adapters: $(READY) ## every adapter (Keras with one backend), and the documents that need one
-	$(PYTEST) -m "not native" tests/integrations $(SNIPPETS) --ignore tests/integrations/keras $(PYTEST_ARGS)
+	KERAS_BACKEND=jax $(PYTEST) -m "not native" tests/integrations $(SNIPPETS) --ignore tests/integrations/keras $(PYTEST_ARGS)
 
 exact: $(READY) ## kill every adapter's training and the frameworks' own at six moments; the table of docs/exactness.md
 	mkdir -p build && rm -f $(EXACT)
