@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from contract.adapter import AdapterContract, NativeMeasurement
 from contract.training import Training, assert_same_training
 
-BACKEND = os.environ.get("KERAS_BACKEND", "jax")
+BACKEND = os.environ["KERAS_BACKEND"]
 SCRIPT = Path(__file__).with_name("fit_digits_keras.py")
-PRELOAD = ("keras", "ckpt_keras.callback")
+PRELOAD = ("keras", "ckpt_keras.callback", "tensorflow")  # the last if it is there: Keras seeds it, too
 # Seven batches an epoch, an evaluation after each, a save at every third step and at every epoch's end.
 OPTIONS: dict[str, Any] = {"data": "loader", "workers": 2} if BACKEND == "torch" else {"data": "dataset"}
 KILLS = {
@@ -27,17 +26,6 @@ RAISES = {"raise": [1, 3]}
 TERMINATES = {"signal": [1, 3]}
 SECOND = {"experiment": "second", "every_n_steps": 5}
 NATIVE_KILLS = {**KILLS, "inside a save": {"fsync": 4}}
-COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
-ENVIRONMENT = {
-    "KERAS_BACKEND": BACKEND,
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-    # What JAX compiles once serves all processes: the same machine code, and less of the time.
-    "JAX_PLATFORMS": "cpu",
-    "JAX_COMPILATION_CACHE_DIR": COMPILED.name,
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-}
-os.environ.setdefault("KERAS_BACKEND", BACKEND)  # for the server that the processes are forked from
 
 
 class TestContract(AdapterContract):
@@ -45,7 +33,6 @@ class TestContract(AdapterContract):
     script = SCRIPT
     preload = PRELOAD
     options = OPTIONS
-    environment = ENVIRONMENT
     kills = KILLS
     raises = RAISES
     good_step = 10
@@ -59,8 +46,8 @@ class TestContract(AdapterContract):
 def test_worker_processes(tmp_path: Path) -> None:
     """Two processes draw the masks: by chance, as Keras has it; here the same in each run."""
     options = {**OPTIONS, "data": "dataset", "workers": 2, "processes": True}
-    whole = Training(SCRIPT, tmp_path / "whole", options, PRELOAD, ENVIRONMENT).complete()
-    job = Training(SCRIPT, tmp_path / "killed", options, PRELOAD, ENVIRONMENT)
+    whole = Training(SCRIPT, tmp_path / "whole", options, PRELOAD).complete()
+    job = Training(SCRIPT, tmp_path / "killed", options, PRELOAD)
     parts = [job.killed(**KILLS["middle of an epoch"]), job.complete()]
     assert_same_training(whole, parts)
     assert parts[1].only("begin")["step"] == 9
@@ -72,7 +59,6 @@ class TestNative(NativeMeasurement):
     script = SCRIPT
     preload = PRELOAD
     options = OPTIONS
-    environment = ENVIRONMENT
     kills = NATIVE_KILLS
     # It goes back to the beginning of the epoch, and shuffles anew.
     expected = dict.fromkeys(KILLS, "other data from there on") | {"first step": "exact"}

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("KERAS_BACKEND", "jax")  # for the server that the processes are forked from
-
 from contract.examples import last_state, run, run_killed
 
-PRELOAD = ("keras", "ckpt_keras.callback")
+PRELOAD = ("keras", "ckpt_keras.callback", "tensorflow")  # the last if it is there: Keras seeds it, too
 
 
 def test_killed_and_started_again_it_ends_the_same(tmp_path: Path) -> None:
