@@ -32,7 +32,7 @@ class _Moment:
     logged: dict[str, Any]
     metrics: dict[str, Any]
     gradients: GradientsNow
-    versions: list[int]
+    rates: list[Any]
     callbacks: dict[str, Any]
 
 
@@ -43,7 +43,7 @@ class LastGood:
         self._trainer = trainer
         self._gradients = gradients
         module = trainer.lightning_module
-        self._parameters = list(module.parameters())
+        self._weights = _Weights(module)
         self._metrics = dict(results.metrics_of(module))
         self._buffers = _Buffers(module)
         self._progress = list(progress_of(trainer.fit_loop))
@@ -60,6 +60,7 @@ class LastGood:
         asked = [each for each in self._trainer.callbacks if _overrides(type(each), "state_dict")]
         on_host = self._on_host and not torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         self._buffers.note()
+        self._weights.note()
         self._moment = _Moment(
             place,
             rng=read_streams() if on_host else capture_rng(),
@@ -67,7 +68,7 @@ class LastGood:
             logged=results.capture_logged(self._trainer),
             metrics={name: results.capture_metric(each) for name, each in self._metrics.items()},
             gradients=self._gradients.now(),
-            versions=_versions(self._parameters),
+            rates=_rates_of(self._trainer),
             callbacks={each.state_key: _held(each.state_dict()) for each in (asked if rare else self._early)},
         )  # fmt: skip
 
@@ -75,7 +76,7 @@ class LastGood:
         """Makes everything what it was at the last moment, but for what is returned to be saved as it was then: our
         place, and the states of callbacks by their keys. None where too much has changed. May be repeated."""
         moment, trainer = self._moment, self._trainer
-        if moment is None or moment.versions != _versions(self._parameters):
+        if moment is None or moment.rates != _rates_of(trainer) or self._weights.were_written_to():
             return None
         gradients = moment.gradients.state()
         batches = trainer.fit_loop.epoch_loop.batch_progress.current
@@ -83,7 +84,9 @@ class LastGood:
             (saved for each, saved in zip(self._progress, moment.counters, strict=True) if each is batches),
             {},
         )
-        if gradients is None or batches.processed != then.get("processed") or not self._buffers.put_back():
+        if gradients is None or batches.processed != then.get("processed"):
+            return None
+        if not self._buffers.put_back() or self._weights.have_changed():
             return None
         for each, saved in zip(self._progress, moment.counters, strict=True):
             vars(each).update(saved)
@@ -102,6 +105,55 @@ class LastGood:
     def forget(self, *_: object) -> None:
         """The last moment is gone: too much changes now."""
         self._moment = None
+
+
+class _Weights:
+    """Parameters and buffers: whether they are still what they were.
+
+    torch counts who writes to a tensor, but not who does it through `.data`, as averages of weights are often made.
+    One value of each part of the model tells of those, as they change all of it.
+    """
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._owners = [
+            owned for each in module.modules() for owned in (each._parameters, each._buffers) if owned
+        ]
+        self._parameters = list(module.parameters())
+        self._versions: list[int] = []
+        self._places: list[int] = []
+        self._kinds: list[tuple[list[torch.Tensor], list[torch.Tensor]]] = []
+
+    def note(self) -> None:
+        """This is how they are."""
+        self._versions = [each._version for each in self._parameters]
+        places = self._now()
+        if places != self._places:
+            self._places, self._kinds = places, self._first_values()
+        with torch.no_grad():
+            for copies, live in self._kinds:
+                torch._foreach_copy_(copies, live)
+
+    def were_written_to(self) -> bool:
+        """Whether parameters were, or anything is another tensor now."""
+        return self._versions != [each._version for each in self._parameters] or self._places != self._now()
+
+    def have_changed(self) -> bool:
+        """Whether any part has another first value."""
+        return any(not torch.equal(*pair) for kind in self._kinds for pair in zip(*kind, strict=True))
+
+    def _now(self) -> list[int]:
+        return [each.data_ptr() for owned in self._owners for each in owned.values() if each is not None]
+
+    def _first_values(self) -> list[tuple[list[torch.Tensor], list[torch.Tensor]]]:
+        kinds: dict[Any, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+        for owned in self._owners:
+            first = next((each for each in owned.values() if each is not None and each.numel()), None)
+            if first is not None:
+                value = first.detach()[(0,) * first.dim()]
+                copies, live = kinds.setdefault((value.dtype, value.device), ([], []))
+                copies.append(torch.empty_like(value))
+                live.append(value)
+        return list(kinds.values())
 
 
 class _Buffers:
@@ -184,5 +236,7 @@ def _overrides(kind: type, name: str) -> bool:
     )
 
 
-def _versions(tensors: list[torch.Tensor]) -> list[int]:
-    return [each._version for each in tensors]
+def _rates_of(trainer: Any) -> list[Any]:
+    rates = [group.get("lr") for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    counts = [getattr(config.scheduler, "last_epoch", None) for config in trainer.lr_scheduler_configs]
+    return [*rates, *counts]

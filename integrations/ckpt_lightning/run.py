@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -168,7 +169,6 @@ class Run:
         self._gradients = Gradients(
             {"module": trainer.lightning_module, "optimizers": list(trainer.optimizers)}
         )
-
         if self.ranks.world == 1:  # of several, one that fails cannot ask the others any more
             self._last_good = LastGood(trainer, self._gradients)
 
@@ -326,9 +326,10 @@ class Run:
         if self._last_good is not None:
             self._last_good.close()
         self._loaded = None
-        for each in reversed(self._all):  # signal handlers come off in the reverse order
-            each.close()
-        self.ranks.close()
+        with ExitStack() as stack:  # what is added last is done first: signal handlers come off in reverse
+            stack.callback(self.ranks.close)
+            for each in self._all:
+                stack.callback(each.close)
 
 
 def _no_more(now: int | None, then: int | None) -> bool:

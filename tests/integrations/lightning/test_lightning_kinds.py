@@ -85,3 +85,16 @@ def test_moving_averages(training: Any, kind: str) -> None:
     job, reference = training(kind=kind)
     parts = [stopped(job, [0, 1]), stopped(job, [0, 5]), stopped(job, [2, 3]), job.complete()]
     assert_same_training(reference, parts)
+
+
+@pytest.mark.parametrize(
+    ("kind", "failure"), [("taught", {"raise": [1, 3]}), ("ema", {"raise_in_validation": 12})]
+)
+def test_what_was_written_behind_torchs_back_is_not_taken_for_the_last_good_state(
+    training: Any, kind: str, failure: dict[str, Any]
+) -> None:
+    job, reference = training(kind=kind, every=5)
+    parts = [job.run(die=failure), job.complete()]
+    assert "the state before the failure is gone" in parts[0].output
+    assert parts[1].only("begin")["step"] in (5, 10)
+    assert_same_training(reference, parts)

@@ -5,6 +5,7 @@ Its one argument is a JSON object of options; see `OPTIONS`. Not a test itself.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import logging
@@ -52,10 +53,31 @@ class Classifier(pl.LightningModule):  # type: ignore[misc, name-defined]
         if not self.trainer.sanity_checking:
             at = [self.current_epoch, self.global_step, "validation", batch_idx]
             report.add("step", at=at, loss=loss.item())
+            if die.get("raise_in_validation") == self.global_step:
+                raise RuntimeError("on purpose")
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.9)]
+
+
+class Taught(Classifier):
+    """Has a copy that follows it, moved before each step behind torch's back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.teacher = copy.deepcopy(self.net).requires_grad_(False)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        with torch.no_grad():
+            for theirs, mine in zip(self.teacher.parameters(), self.net.parameters(), strict=True):
+                theirs.data.mul_(0.9).add_(mine.data, alpha=0.1)
+        logits = self.net(batch[0]) + self.teacher(batch[0])
+        loss = nn.functional.cross_entropy(logits, batch[1])
+        tell(self, batch_idx, batch, loss)
+        if die.get("raise") == [self.current_epoch, batch_idx]:
+            raise RuntimeError("on purpose")
+        return loss
 
 
 class Rivals(pl.LightningModule):  # type: ignore[misc, name-defined]
@@ -175,7 +197,7 @@ def main() -> None:
         callbacks=[*([callback] if options["ours"] else []), *averaging(), Die()],
     )  # fmt: skip
     rivals = options["kind"] == "rivals"
-    module = Rivals() if rivals else Classifier()
+    module = {"rivals": Rivals, "taught": Taught}.get(options["kind"], Classifier)()
     trainer.fit(
         module,
         DataLoader(data, batch_size=10, shuffle=True),
