@@ -22,6 +22,7 @@ PYTEST := "$(BIN)/pytest" -n 2 --dist worksteal
 CORE_TESTS := $(wildcard $(addprefix tests/,unit contract stateful crash compat cli))
 SNIPPETS := tests/packaging/test_snippets.py tests/packaging/test_benchmarks.py
 FRAMEWORKS := $(addprefix test-,torch lightning transformers jax tensorflow frameworks)
+CELLS := test_killed_and_run_again and (TestContract or TestNative)
 EXACT := $(CURDIR)/build/exactness.jsonl
 KERAS := keras-jax,keras-torch,keras-tensorflow
 
@@ -77,11 +78,11 @@ test-adapters: $(READY) ## every adapter (Keras with one backend), and the docum
 
 exact: $(READY) ## kill every adapter's training and the frameworks' own at six moments; the table of docs/exactness.md
 	mkdir -p build && rm -f $(EXACT)
-	CKPT_EXACTNESS=$(EXACT) "$(BIN)/pytest" -q tests/integrations -k "TestContract or TestNative" \
-		--ignore tests/integrations/keras $(PYTEST_ARGS)
+	for framework in torch lightning transformers jax; do CKPT_EXACTNESS=$(EXACT) \
+		$(PYTEST) -q tests/integrations/$$framework -k "$(CELLS)" $(PYTEST_ARGS) || exit 1; done
 	for backend in jax torch tensorflow; do KERAS_BACKEND=$$backend CKPT_EXACTNESS=$(EXACT) \
-		"$(BIN)/pytest" -q tests/integrations/keras -k "TestContract or TestNative" $(PYTEST_ARGS) || exit 1; done
-	"$(BIN)/python" tests/contract/exactness.py $(EXACT) docs/exactness.md
+		$(PYTEST) -q tests/integrations/keras -k "$(CELLS)" $(PYTEST_ARGS) || exit 1; done
+	PYTHONPATH=tests "$(BIN)/python" tests/contract/exactness.py $(EXACT) docs/exactness.md
 
 format: $(READY) ## let ruff format and fix
 	"$(BIN)/ruff" check --fix

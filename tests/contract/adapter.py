@@ -62,6 +62,16 @@ class _Adapter:
     def training(cls, folder: Path, **options: Any) -> Training:
         return Training(cls.script, folder, {**cls.options, **options}, cls.preload, cls.environment)
 
+    @classmethod
+    def record(cls, case: str, outcome: str) -> None:
+        """One cell of the table that `make exact` prints: a line in the file that CKPT_EXACTNESS names."""
+        path = os.environ.get("CKPT_EXACTNESS")
+        if path:
+            cell = {"group": cls.script.parent.name, "ours": issubclass(cls, AdapterContract)}
+            cell |= {"adapter": cls.adapter, "case": case, "outcome": outcome}
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(cell) + "\n")
+
 
 class AdapterContract(_Adapter):
     """The promises. Inherit it as `class TestContract(AdapterContract)`."""
@@ -90,11 +100,21 @@ class AdapterContract(_Adapter):
         training = cls.training(tmp_path_factory.mktemp("reference") / "run")
         return training, training.complete()
 
+    @contextmanager
+    def _recorded(self, case: str) -> Iterator[None]:
+        """Records whether its block raised nothing."""
+        try:
+            yield
+        except BaseException:
+            self.record(case, "NOT EXACT")
+            raise
+        self.record(case, "exact")
+
     @pytest.mark.parametrize("case", KILLS)
     def test_killed_and_run_again(self, reference: tuple[Training, Ended], tmp_path: Path, case: str) -> None:
         job = self.training(tmp_path / "killed")
         parts = [job.killed(**self.kills[case]), job.complete()]
-        with _recorded(self.adapter, case):
+        with self._recorded(case):
             assert_same_training(reference[1], parts)
             assert parts[-1].only("series") == reference[1].only("series")
             begun = parts[-1].only("begin")
@@ -224,7 +244,7 @@ class NativeMeasurement(_Adapter):
         job = self.training(tmp_path / "killed", mechanism="native")
         killed = job.killed(**self.kills[case])
         outcome = difference(reference, killed, job.run())
-        record(self.adapter, case, outcome)
+        self.record(case, outcome)
         assert outcome == self.expected[case]
 
 
@@ -248,22 +268,3 @@ def difference(reference: Ended, killed: Ended, again: Ended) -> str:
     if end.get("weights") != last.get("weights"):
         return "same data, other weights"
     return "same weights, other " + ", ".join(sorted(key for key in end if end[key] != last.get(key)))
-
-
-def record(adapter: str, case: str, outcome: str) -> None:
-    """One cell of the table that `make exact` prints: a line in the file that CKPT_EXACTNESS names."""
-    path = os.environ.get("CKPT_EXACTNESS")
-    if path:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps([adapter, case, outcome]) + "\n")
-
-
-@contextmanager
-def _recorded(adapter: str, case: str) -> Iterator[None]:
-    """Records whether its block raised nothing."""
-    try:
-        yield
-    except BaseException:
-        record(adapter, case, "NOT EXACT")
-        raise
-    record(adapter, case, "exact")

@@ -10,17 +10,25 @@ import json
 import sys
 from pathlib import Path
 
+from contract.adapter import KILLS
+
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
 def table(lines: list[str]) -> str:
-    """Markdown: an adapter a row in the order of the lines, a case a column; the last line of a cell counts."""
-    cells = {(adapter, case): outcome for adapter, case, outcome in map(json.loads, lines)}
-    adapters = list(dict.fromkeys(adapter for adapter, _ in cells))
-    cases = list(dict.fromkeys(case for _, case in cells))
-    rows = [["", *(f"killed: {case}" for case in cases)], ["---"] * (len(cases) + 1)]
-    rows += [[adapter, *(cells.get((adapter, case), "not run") for case in cases)] for adapter in adapters]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    """Markdown: an adapter a row, a case a column; the last line of a cell counts.
+
+    Frameworks come in the order in which they were tested, each with what is ours first.
+    """
+    found = [json.loads(line) for line in lines]
+    groups = list(dict.fromkeys(each["group"] for each in found))
+    rows = sorted({(groups.index(each["group"]), not each["ours"], each["adapter"]) for each in found})
+    cells = {(each["adapter"], each["case"]): each["outcome"] for each in found}
+    written = [["", *(f"killed: {case}" for case in KILLS)], ["---"] * (len(KILLS) + 1)]
+    for _, others, adapter in rows:
+        name = adapter if others else f"**{adapter}, this package**"
+        written.append([name, *(cells.get((adapter, case), "not run") for case in KILLS)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in written)
 
 
 def main(cells: str, page: str) -> int:
