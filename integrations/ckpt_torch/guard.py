@@ -56,6 +56,7 @@ class Guard:
         self._hooks = [each.register_step_pre_hook(self._note_step) for each in self._optimizers]
         self._tensors: list[_Tensor] | None = None
         self._moving = _Moving()
+        self._firsts = _FirstValues([])
         self._marked: _Marked | None = None
 
     def mark(self, moment: Mapping[str, Any]) -> None:
@@ -65,8 +66,10 @@ class Guard:
             if self._tensors is None:
                 self._moving = _Moving()
                 self._tensors = self._find_tensors()
+                self._firsts = _FirstValues([each.tensor for each in self._tensors])
             versions = [each.tensor._version for each in self._tensors]
             self._moving.keep(self._tensors, versions)
+            self._firsts.note()
             self._marked = _Marked(
                 moment, versions, self._fingerprint(), _copied(dict(self._state)), self._gradients.now()
             )
@@ -104,7 +107,7 @@ class Guard:
         """Takes its hooks off the optimizers, and lets go of what it keeps."""
         for hook in self._hooks:
             hook.remove()
-        self._tensors, self._marked, self._moving = None, None, _Moving()
+        self._tensors, self._marked, self._moving, self._firsts = None, None, _Moving(), _FirstValues([])
 
     def _note_step(self, *_: object) -> None:
         self._marked = None
@@ -117,7 +120,8 @@ class Guard:
         moved = {
             index for index, each in enumerate(now) if each.tensor._version != marked.versions[index]
         }  # fmt: skip
-        return moved <= self._moving.known and marked.others == self._fingerprint()
+        same = moved <= self._moving.known and marked.others == self._fingerprint()
+        return same and not self._firsts.have_changed()
 
     def _find_tensors(self) -> list[_Tensor]:
         """What the modules save. Raises _UnknownError where that is not parameters and buffers alone."""
@@ -127,7 +131,7 @@ class Guard:
             for name, each in module.state_dict(keep_vars=True).items():
                 if id(each) not in parts or each.is_inference():
                     raise _UnknownError
-                found.append(_Tensor((id(module), name), each))
+                found.append(_Tensor((id(module), name), each, each.data_ptr()))
         return found
 
     def _fingerprint(self) -> list[Any]:
@@ -148,10 +152,12 @@ class Guard:
 class _Tensor:
     key: tuple[int, str]
     tensor: torch.Tensor
+    place: int
+    """Where its values were when it was found: `parameter.data = ...` gives it others."""
 
     @property
-    def identity(self) -> tuple[tuple[int, str], int]:
-        return self.key, id(self.tensor)
+    def identity(self) -> tuple[tuple[int, str], int, int]:
+        return self.key, id(self.tensor), self.place
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +207,32 @@ class _Moving:
             for keys, _, copies in self._groups.values()
             for key, copy in zip(keys, copies, strict=True)
         }  # fmt: skip
+
+
+class _FirstValues:
+    """One value of each parameter. PyTorch does not count who writes through `.data`, as averages of weights are
+    often made and put in the place of the weights; that changes all of a parameter, and so also this one."""
+
+    def __init__(self, tensors: list[torch.Tensor]) -> None:
+        self._kinds: dict[Any, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+        for tensor in tensors:
+            if isinstance(tensor, nn.Parameter) and tensor.numel():
+                first = tensor.detach()[(0,) * tensor.dim()]
+                live, copies = self._kinds.setdefault((tensor.device, tensor.dtype), ([], []))
+                live.append(first)
+                copies.append(torch.empty_like(first))
+
+    def note(self) -> None:
+        """They are as they are to be."""
+        with torch.no_grad():
+            for live, copies in self._kinds.values():
+                torch._foreach_copy_(copies, live)
+
+    def have_changed(self) -> bool:
+        """Whether any of them is another now."""
+        return any(
+            not torch.equal(torch.stack(live), torch.stack(copies)) for live, copies in self._kinds.values()
+        )
 
 
 class _UnknownError(Exception):

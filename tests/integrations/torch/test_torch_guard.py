@@ -68,6 +68,8 @@ HARMLESS: list[Callable[[Loop], Any]] = [
 HARMFUL: list[Callable[[Loop], Any]] = [
     lambda loop: loop.optimizer.step(),
     lambda loop: nn.init.zeros_(loop.model[0].weight),
+    lambda loop: loop.model[0].weight.data.mul_(0.5),
+    lambda loop: setattr(loop.model[0].weight, "data", torch.ones(2, 3)),
     lambda loop: loop.model.register_parameter("more", nn.Parameter(torch.ones(1))),
     lambda loop: setattr(loop.model[0], "bias", nn.Parameter(torch.zeros(2))),
     lambda loop: loop.model[1].register_buffer("running_var", torch.ones(2)),
