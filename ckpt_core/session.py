@@ -164,8 +164,9 @@ class Session:
 
     @property
     def due(self) -> bool:
-        """Whether the next safe point will save."""
-        return bool(self._requests) or self.preempted is not None
+        """Whether there is something to do at the next safe point: a save, or a failed one to be raised."""
+        failed = self.manager.on_save_error == "stop" and bool(self.manager.failures)
+        return bool(self._requests) or self.preempted is not None or failed
 
     @property
     def preempted(self) -> Signals | None:
