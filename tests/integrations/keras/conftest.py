@@ -6,7 +6,9 @@ The processes that tests start are forked off a server that has imported Keras, 
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
+from pathlib import Path
 
 # What JAX compiles once serves all processes: the same machine code, and a third of the time.
 COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
@@ -19,3 +21,4 @@ for name, value in {
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }.items():
     os.environ.setdefault(name, value)
+sys.path.insert(0, str(Path(__file__).parent))  # what the tests share lies beside them

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
+from fit_case import BACKEND, X, Y, bits, fit, model_of, ours
 
 from ckpt_core import (
     BaseHook,
@@ -21,37 +21,13 @@ from ckpt_core import (
     StateMismatchError,
     UsageError,
 )
-from ckpt_keras import CheckpointCallback, load_weights
+from ckpt_keras import CheckpointCallback
 from ckpt_keras.codec import host_array
 from ckpt_keras.watched import Guarded
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
 )
-BACKEND = keras.config.backend()
-X = np.random.default_rng(0).normal(size=(16, 3)).astype("float32")
-Y = X.sum(1, keepdims=True)
-
-
-def model_of(*layers: Any, **options: Any) -> Any:
-    model = keras.Sequential([keras.Input((3,)), *(layers or [keras.layers.Dense(1)])])
-    model.compile(**{"optimizer": keras.optimizers.Adam(0.01), "loss": "mse", "run_eagerly": True, **options})
-    return model
-
-
-def fit(model: Any, *callbacks: Any, epochs: int = 2, **options: Any) -> Any:
-    """Four batches an epoch."""
-    options = {"x": X, "y": Y, "batch_size": 4, "verbose": 0, **options}
-    return model.fit(**options, epochs=epochs, callbacks=list(callbacks))
-
-
-def ours(folder: Path, **options: Any) -> CheckpointCallback:
-    return CheckpointCallback(folder, **{"experiment": "fit", **options})
-
-
-def bits(model: Any) -> list[bytes]:
-    variables = [*model.variables, *model.optimizer.variables]
-    return [host_array(variable.value).tobytes() for variable in variables]
 
 
 @pytest.fixture(autouse=True)
@@ -554,61 +530,3 @@ def test_a_manager_that_is_given_stays_open(tmp_path: Path) -> None:
         assert callback.manager is manager
         manager.save({"a": 1}, step=99).result()
         fit(model_of(), CheckpointCallback(manager=manager, resume=None), epochs=1)
-
-
-@pytest.fixture
-def trained(tmp_path: Path) -> Iterator[tuple[Any, CheckpointManager]]:
-    model = model_of(
-        keras.layers.Dense(4, name="trunk"), keras.layers.BatchNormalization(), keras.layers.Dense(1)
-    )
-    fit(model, ours(tmp_path), epochs=1)
-    with CheckpointManager(tmp_path, experiment="fit") as manager:
-        yield model, manager
-
-
-def test_weights_by_name_whatever_number_keras_gives(trained: tuple[Any, CheckpointManager]) -> None:
-    model, manager = trained
-    other = model_of(
-        keras.layers.Dense(4, name="trunk"), keras.layers.BatchNormalization(), keras.layers.Dense(1)
-    )
-    assert other.layers[-1].name != model.layers[-1].name
-    report = load_weights(other, manager, "latest")
-    assert report.ok
-    assert len(report.loaded) == 8
-    assert [each.tobytes() for each in other.get_weights()] == [
-        each.tobytes() for each in model.get_weights()
-    ]
-
-
-def test_weights_into_a_model_that_has_changed(trained: tuple[Any, CheckpointManager]) -> None:
-    model, manager = trained
-    other = model_of(keras.layers.Dense(4, name="stem"), keras.layers.Dense(2, name="head"))
-    with pytest.raises(StateMismatchError) as caught:
-        load_weights(other, manager, "latest")
-    assert {"stem.kernel", "trunk.kernel"} <= set(caught.value.paths)
-    renames = {"trunk": "stem", model.layers[-1].name: "head", model.layers[1].name: None}
-    report = load_weights(other, manager, "latest", strict=False, renames=renames)
-    assert report.loaded == ("stem.kernel", "stem.bias")
-    assert report.misshapen == (("head.kernel", (4, 1), (4, 2)), ("head.bias", (1,), (2,)))
-    assert len(report.left_out) == 4
-    assert (other.layers[0].get_weights()[0] == model.layers[0].get_weights()[0]).all()
-
-
-def test_weights_to_begin_with(trained: tuple[Any, CheckpointManager], tmp_path: Path) -> None:
-    model, _ = trained
-    seen: list[Any] = []
-    look = keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: seen.append(other.get_weights()[0]))
-    other = model_of(
-        keras.layers.Dense(4, name="trunk"), keras.layers.BatchNormalization(), keras.layers.Dense(1)
-    )
-    fit(other, ours(tmp_path, experiment="tuned", init_from="fit@latest"), look, epochs=1)
-    assert (seen[0] == model.get_weights()[0]).all()
-
-
-def test_weights_of_something_else_and_for_nothing(tmp_path: Path) -> None:
-    with CheckpointManager(tmp_path, experiment="fit") as manager:
-        manager.save({"w": np.ones(3)}, step=1).result()
-        with pytest.raises(UsageError, match="not of a Keras training"):
-            load_weights(model_of(), manager, "latest")
-        with pytest.raises(UsageError, match="no weights yet"):
-            load_weights(keras.Sequential([keras.layers.Dense(1)]), manager, "latest")
