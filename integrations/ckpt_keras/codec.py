@@ -77,6 +77,8 @@ def host_array(tensor: Any) -> np.ndarray[Any, Any]:
 def assign(variable: Any, values: np.ndarray[Any, Any]) -> None:
     """Put values of its own dtype into a variable, bit for bit."""
     tensor: Any = values
+    if values.size == 0:
+        return
     if keras.config.backend() == "torch" and values.dtype.name not in _NUMPY:
         torch = sys.modules["torch"]  # which knows the dtype, and not numpy's name for it
         plain = torch.from_numpy(np.ascontiguousarray(values).reshape(-1).view(np.uint8).copy())

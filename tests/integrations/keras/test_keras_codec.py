@@ -51,8 +51,10 @@ def test_there_and_back(dtype: str, manager: CheckpointManager) -> None:
 @pytest.mark.parametrize("shape", [(), (0, 3), (1,), (5, 1, 2)], ids=str)
 def test_every_shape(shape: tuple[int, ...], manager: CheckpointManager) -> None:
     one = variable("float32", shape)
-    manager.save({"w": one}, step=1).result()
+    half = variable("bfloat16", shape)
+    manager.save({"w": one, "h": half}, step=1).result()
     assert manager.load()["w"].shape == shape
+    manager.load(like={"w": one, "h": half})
 
 
 def test_a_model_and_its_optimizer(manager: CheckpointManager) -> None:
