@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import multiprocessing
 import os
 import runpy
@@ -145,6 +146,9 @@ def kill() -> None:
 def _child(script: str, options: dict[str, Any], output: str, environment: dict[str, str]) -> None:
     os.setpgrp()
     os.environ.update(environment)
+    # Some framework that the server has imported may have set up logging, for all that are forked off it.
+    logging.root.handlers.clear()
+    logging.root.setLevel(logging.WARNING)
     if options.pop("nohup", False):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         os.kill(os.getpid(), signal.SIGHUP)
