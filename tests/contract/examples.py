@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_core import CheckpointManager
-from contract.training import PRELOAD, SECONDS
+from contract.training import PRELOAD, SECONDS, forget_logging
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -47,6 +47,7 @@ def run(script: str, store: Path, *arguments: str, preload: tuple[str, ...] = ()
 
 
 def _child(argv: list[str], output: str) -> None:
+    forget_logging()
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)

@@ -143,12 +143,16 @@ def kill() -> None:
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
+def forget_logging() -> None:
+    """Some framework that the server has imported may have set up logging, for all that are forked off it."""
+    logging.root.handlers.clear()
+    logging.root.setLevel(logging.WARNING)
+
+
 def _child(script: str, options: dict[str, Any], output: str, environment: dict[str, str]) -> None:
     os.setpgrp()
     os.environ.update(environment)
-    # Some framework that the server has imported may have set up logging, for all that are forked off it.
-    logging.root.handlers.clear()
-    logging.root.setLevel(logging.WARNING)
+    forget_logging()
     if options.pop("nohup", False):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         os.kill(os.getpid(), signal.SIGHUP)
