@@ -212,8 +212,9 @@ class FitWatch:
         if not self._passes.begun:
             return
         self._moment = {name: stream.read() for name, stream in host_streams().items()}
+        over = self._passes.note(self._batch)
         due = [each.session for each in self._participants if each.session.due]
-        if due and not self._passes.is_over(self._batch) and self._may_save(due):
+        if due and not over and self._may_save(due):
             self._safe_point("batch")
 
     def _may_save(self, due: list[Session]) -> bool:
@@ -272,7 +273,8 @@ class FitWatch:
         """
         if where == "end":
             return "epoch"
-        if not self._passes.begun or self._passes.is_over(self._batch):
+        over = self._passes.is_over(self._batch) if where == "after" else self._passes.was_over
+        if not self._passes.begun or over:
             return None
         if where == "step" and keras.config.backend() == "jax":
             with contextlib.suppress(RuntimeError):  # what the step was given is gone
@@ -302,7 +304,7 @@ class FitWatch:
                     "epoch": self._epoch,
                     "asked": self._epochs,
                 },
-                "data": self._passes.capture(self._batch, within=within, over=boundary == "end"),
+                "data": self._passes.capture(self._batch, boundary),
                 "callbacks": self._companions.capture(),
                 "validation": self._evaluation.capture(),
                 "rng": capture_rng(self._moment if boundary == "failure" else None),

@@ -65,9 +65,7 @@ class Memory:
         for path, cell in self._orders.items():
             order = cell.read()
             self._first_orders[path] = _fingerprint(order)
-            if (
-                np.unique(order).size == order.size
-            ):  # most likely shuffled before anybody looked; labels are not
+            if np.unique(order).size == order.size:  # indices, maybe shuffled already; labels come twice
                 self._changed.add(path)
 
     def read(self) -> dict[str, Any]:

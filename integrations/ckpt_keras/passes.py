@@ -30,6 +30,7 @@ class Passes:
         self._source: Source | None = None
         self._ahead: Peekable | None = None
         self._pending: tuple[Mapping[str, Any], Callable[[], None] | None] | None = None
+        self._noted = (False, 0)
         self.known = True
         """Whether it is known how many batches an epoch has."""
 
@@ -66,6 +67,17 @@ class Passes:
             return True
         return bool(batch and iterator._num_batches and iterator._steps_seen >= iterator._num_batches)
 
+    def note(self, batch: int) -> bool:
+        """Just before a batch is asked for: whether the epoch has no more of them. What follows may fail, when
+        the iterator has counted it already."""
+        self._noted = (self.is_over(batch), self._iterator._steps_seen)
+        return self._noted[0]
+
+    @property
+    def was_over(self) -> bool:
+        """What `note` found."""
+        return self._noted[0]
+
     def peek(self) -> bool | None:
         """Whether another batch follows, where `known` does not tell; None where nobody can say."""
         return None if self._ahead is None else self._ahead.peek()
@@ -76,13 +88,16 @@ class Passes:
         """A context in which nothing is fetched."""
         return contextlib.nullcontext() if self._source is None else self._source.held()
 
-    def capture(self, batch: int, *, within: bool, over: bool) -> dict[str, Any]:
-        """Where it stands after so many batches of an epoch, or (not `within`) between two; `over`: for good."""
+    def capture(self, batch: int, boundary: str) -> dict[str, Any]:
+        """Where it stands after so many `batch`es of an epoch, between epochs (`epoch`), at the `end` for good; or
+        (`failure`) where it stood when `note` was called."""
         iterator, source = self._iterator, self._source
         # With steps_per_epoch a pass goes on from one epoch to the next.
         spans = iterator.steps_per_epoch is not None and iterator._current_iterator is not None
-        under_way = source is not None and not over and ((within and batch > 0) or spans)
-        seen = batch if within and not spans else iterator._steps_seen
+        within = boundary in ("batch", "failure")
+        under_way = source is not None and boundary != "end" and ((within and batch > 0) or spans)
+        seen = self._noted[1] if boundary == "failure" else iterator._steps_seen
+        seen = batch if within and not spans else seen
         position: dict[str, Any] = {}
         if source is not None:
             position = source.position(seen) if under_way else source.between()

@@ -113,8 +113,8 @@ class Noisy(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         # On TensorFlow data is fetched beside the training: to draw from the same would be a matter of chance.
-        drawn = random.random() if BACKEND != "tensorflow" else 0.0
-        self.losses.append((batch, logs["loss"], drawn))
+        drawn = [random.random(), np.random.random()] if BACKEND != "tensorflow" else []
+        self.losses.append((batch, logs["loss"], *drawn, float(keras.random.uniform(()))))
 
 
 def model_of(**options: Any) -> Any:
@@ -265,6 +265,11 @@ def test_in_the_first_pass_over_data_without_a_length(tmp_path: Path) -> None:
     assert_exact(tmp_path, lambda: {"x": stream(7), "shuffle": False}, (2, 6), epochs=1)
 
 
+def test_a_generator_that_is_exhausted(tmp_path: Path) -> None:
+    """Of its second pass Keras gets the first two batches again, which it has kept, and no more."""
+    assert_exact(tmp_path, lambda: {"x": stream(STEPS), "shuffle": False}, (STEPS + 1,), epochs=2)
+
+
 @pytest.mark.skipif(
     BACKEND == "tensorflow", reason="there a batch cannot be looked at before the step takes it"
 )
@@ -304,7 +309,7 @@ def test_arrays_that_tensorflow_shuffles_without_a_seed(tmp_path: Path) -> None:
         again, seen_again = train(resume=f"step={step}")
         assert seen_again.losses == seen.losses
         assert bits(again) == bits(whole)
-    assert len({loss for _, loss, _ in seen.losses}) == EPOCHS * STEPS
+    assert len({loss for _, loss, *_ in seen.losses}) == EPOCHS * STEPS
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="of tf.data")
@@ -380,7 +385,7 @@ def test_what_validation_data_draws(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="of JAX on accelerators")
-@pytest.mark.parametrize("kind", ["arrays", "dataset", "arrays over several epochs"])
+@pytest.mark.parametrize("kind", ["arrays", "dataset", "arrays over several epochs", "data without a length"])
 def test_a_batch_ahead_as_on_an_accelerator(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -392,4 +397,9 @@ def test_a_batch_ahead_as_on_an_accelerator(
 
     monkeypatch.setattr(JAXEpochIterator, "_get_iterator", ahead)
     monkeypatch.setattr("ckpt_keras.sources._lookahead", lambda: True)
-    assert_exact(tmp_path, DATA[kind], (2, 3, 7) if kind == "arrays over several epochs" else (2, 4, 5, 9))
+    if kind == "data without a length":
+        assert_exact(tmp_path, lambda: {"x": stream(7), "shuffle": False}, (2, 6), epochs=1)
+    else:
+        assert_exact(
+            tmp_path, DATA[kind], (2, 3, 7) if kind == "arrays over several epochs" else (2, 4, 5, 9)
+        )

@@ -316,27 +316,47 @@ def test_the_best_is_the_one_that_was_validated(tmp_path: Path) -> None:
     ("method", "calls", "saved"),
     [
         ("on_train_batch_begin", 3, 2),
+        ("on_train_batch_begin", 4, 3),
         ("on_train_batch_end", 3, 3),
-        ("on_train_batch_end", 4, None),  # the epoch's end is due, and was not reached
-        ("on_epoch_end", 1, None),
-        ("on_test_batch_end", 1, None),
+        ("on_train_batch_end", 4, 2),  # the epoch's end is due, and was not reached
+        ("on_epoch_end", 1, 2),
+        ("on_test_batch_end", 1, 2),
         ("on_train_end", 1, 8),
     ],
 )
-def test_the_last_good_state_is_saved(method: str, calls: int, saved: int | None, tmp_path: Path) -> None:
+def test_the_last_good_state_is_saved(method: str, calls: int, saved: int, tmp_path: Path) -> None:
     whole = model_of()
     fit(whole, validation_data=(X, Y))
     keras.utils.set_random_seed(1)
     failing = Fails(method, calls)
     with pytest.raises(RuntimeError, match="on purpose"):
-        fit(model_of(), failing, ours(tmp_path, save_policy=Never()), validation_data=(X, Y))
+        fit(model_of(), failing, ours(tmp_path, save_freq=2), validation_data=(X, Y))
     with CheckpointManager(tmp_path, experiment="fit") as manager:
         there = manager.latest()
-    assert (there.step if there is not None else None) == saved
+    assert there is not None
+    assert there.step == saved
     keras.utils.set_random_seed(2)
     again, callback = model_of(), ours(tmp_path)
-    if saved is not None:
-        fit(again, callback, validation_data=(X, Y))
+    fit(again, callback, validation_data=(X, Y))
+    assert bits(again) == bits(whole)
+
+
+def test_the_last_good_state_in_a_pass_over_several_epochs(tmp_path: Path) -> None:
+    options = {"batch_size": 2, "steps_per_epoch": 3, "epochs": 2}
+    whole = model_of()
+    fit(whole, **options)
+    for calls in (3, 5, 6):
+        keras.utils.set_random_seed(1)
+        folder = tmp_path / str(calls)
+        with pytest.raises(RuntimeError, match="on purpose"):
+            fit(
+                model_of(), Fails("on_train_batch_begin", calls), ours(folder, save_policy=Never()), **options
+            )
+        keras.utils.set_random_seed(2)
+        again, callback = model_of(), ours(folder)
+        fit(again, callback, **options)
+        assert callback.resumption is not None
+        assert callback.resumption.step == calls - 1
         assert bits(again) == bits(whole)
 
 
