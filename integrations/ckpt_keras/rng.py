@@ -6,6 +6,7 @@ program has not loaded itself.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import random
 import sys
@@ -117,12 +118,6 @@ def reseed(generator: Any, seed: int) -> None:
         generator.state.assign(np.array([seed & 0x7FFFFFFF, 0]))
 
 
-_PYTHON = Stream(lambda: _packed(random.getstate()), lambda value: random.setstate(_unpacked(value)))
-_NUMPY = Stream(
-    lambda: _plain(np.random.get_state(legacy=False)), lambda value: np.random.set_state(_array(value))
-)
-
-
 def _backend_streams() -> dict[str, Stream]:
     """The backend's generators beside those of the host: accelerators', TensorFlow's. None is woken up."""
     streams: dict[str, Stream] = {}
@@ -198,5 +193,47 @@ def _array(value: Any) -> Any:
     return np.frombuffer(value[1], value[0]).copy() if isinstance(value, tuple) else value
 
 
+class _PythonReader:
+    """Reads Python's generator; what is read again unchanged costs no conversion."""
+
+    def __init__(self) -> None:
+        self._raw: Any = None
+        self._value: Any = None
+
+    def __call__(self) -> Any:
+        raw = random.getstate()
+        if raw != self._raw:
+            self._raw, self._value = raw, _packed(raw)
+        return self._value
+
+
+class _NumpyReader:
+    """Reads numpy's generator; as long as it did not move, from its memory, many times as fast."""
+
+    def __init__(self) -> None:
+        self._moved: Any = None
+        self._value: Any = None
+
+    def __call__(self) -> Any:
+        generator = np.random.get_bit_generator()  # type: ignore[attr-defined]
+        if not isinstance(generator, np.random.MT19937):
+            return _plain(np.random.get_state(legacy=False))
+        # 624 words and a position. The second half of a pair of normal numbers is not in there: while one is
+        # kept, look at everything.
+        moved = (id(generator), ctypes.string_at(generator.ctypes.state_address, 625 * 4))
+        if moved != self._moved or self._value["has_gauss"]:
+            self._moved, self._value = moved, _plain(np.random.get_state(legacy=False))
+        return self._value
+
+    def write(self, value: Any) -> None:
+        self._moved = None
+        np.random.set_state(_array(value))
+
+
 def _torch_state(torch: Any, value: bytes) -> Any:
     return torch.frombuffer(bytearray(value), dtype=torch.uint8)
+
+
+_numpy = _NumpyReader()
+_PYTHON = Stream(_PythonReader(), lambda value: random.setstate(_unpacked(value)))
+_NUMPY = Stream(_numpy, _numpy.write)

@@ -278,6 +278,31 @@ def test_early_stopping_and_its_best_weights(tmp_path: Path) -> None:
     assert bits(third) == bits(whole)
 
 
+def test_the_callbacks_that_keras_has(tmp_path: Path) -> None:
+    def others() -> list[Any]:
+        return [
+            keras.callbacks.ModelCheckpoint(
+                str(tmp_path / "best.keras"), monitor="loss", save_best_only=True
+            ),
+            keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=1, min_delta=10.0, cooldown=1),
+            keras.callbacks.LearningRateScheduler(lambda epoch, rate: float(rate * 0.9)),
+            keras.callbacks.CSVLogger(str(tmp_path / "log.csv"), append=True),
+            keras.callbacks.TerminateOnNaN(),
+        ]
+
+    whole, first = model_of(), others()
+    fit(whole, ours(tmp_path / "store", save_freq=3), *first, epochs=4)
+    for step in (6, 9):
+        again, second = model_of(), others()
+        fit(again, *second, ours(tmp_path / "store", resume=f"step={step}", save_policy=Never()), epochs=4)
+        assert bits(again) == bits(whole), "the learning rate is among them"
+        for before, after in zip(first[:2], second[:2], strict=True):
+            assert after.best == before.best
+        assert (second[1].wait, second[1].cooldown_counter) == (first[1].wait, first[1].cooldown_counter)
+    rows = (tmp_path / "log.csv").read_text().splitlines()
+    assert [row.partition(",")[0] for row in rows] == ["epoch", *"0123", *"123", *"23"]
+
+
 def test_events_and_metrics_come_when_the_others_are_done(tmp_path: Path) -> None:
     told: list[tuple[str, int | None, int | None, tuple[str, ...]]] = []
 
