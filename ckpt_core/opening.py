@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import os
-from typing import Any, final
+from typing import Any, TypedDict, final
 
 from ckpt_core.errors import UsageError
-from ckpt_core.manager import CheckpointManager
+from ckpt_core.format.hashing import Algorithm
+from ckpt_core.manager import CheckpointManager, OnSaveError
+from ckpt_core.pipeline.queue import OnBusy
 from ckpt_core.stores import Store
 
-__all__ = ["ManagerSource"]
+__all__ = ["ManagerOptions", "ManagerSource"]
+
+
+class ManagerOptions(TypedDict, total=False):
+    """The arguments of `CheckpointManager` that every adapter passes on as they are.
+
+    The others each adapter has itself, as some frameworks have words of their own for them.
+    """
+
+    catalog: str | None
+    max_pending: int | None
+    on_busy: OnBusy | None
+    staged_bytes: int | None
+    save_threads: int | None
+    chunk_bytes: int | None
+    digest: Algorithm | None
+    on_save_error: OnSaveError | None
 
 
 @final
@@ -30,6 +50,7 @@ class ManagerSource:
         call: str,
         **options: Any,
     ) -> None:
+        _refuse_unknown(options, call)
         given = {name: value for name, value in options.items() if value is not None and value != ()}
         if manager is not None:
             named = {"root": root, "experiment": experiment}
@@ -71,3 +92,15 @@ class ManagerSource:
             return
         self._manager = None
         manager.close()
+
+
+def _refuse_unknown(options: dict[str, Any], call: str) -> None:
+    """What an adapter has no argument for, and passes on, the manager must have one for."""
+    known = inspect.signature(CheckpointManager).parameters
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            meant = f"; did you mean {close[0]}=?" if close else ""
+            raise UsageError(
+                f"{call} has no argument {name}=, and CheckpointManager has none{meant}", kind="option"
+            )

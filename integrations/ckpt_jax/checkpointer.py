@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequenc
 from functools import partial
 from signal import Signals
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 import jax
 
 from ckpt_core import AnyOf, BaseHook, CheckpointManager, SaveFailedError, Session, UsageError
-from ckpt_core.opening import ManagerSource
+from ckpt_core.opening import ManagerOptions, ManagerSource
 from ckpt_core.policies import RetentionPolicy, SavePolicy, SavePolicyHook, save_policy_from
 from ckpt_core.preemption import PREEMPTION_SIGNALS
 from ckpt_core.session import Resumption
@@ -50,8 +50,8 @@ class JaxCheckpointer:
     nnx objects in it or not. `data`: the training data, one iterable or a dict of them. `extras`: a dict of
     plain values that the loop changes (the best loss, an early-stopping count), restored in place.
 
-    `root`, `experiment`, `catalog`, `metric`, `mode`, `retention`, `hooks`, `max_pending`, `on_busy`,
-    `on_save_error` are those of `CheckpointManager`; or give a `manager` that is there. `save_policy`,
+    `root`, `experiment`, `metric`, `mode`, `retention`, `hooks` and the `options` (`max_pending`, `on_busy`,
+    `staged_bytes` and so on) are those of `CheckpointManager`; or give a `manager` that is there. `save_policy`,
     `every_n_steps`, `every_n_epochs` and `every_minutes` say when to save; whatever they say, the end is
     saved. `resume`: `"auto"` (the newest checkpoint, if any), None (a new attempt) or a reference.
     `init_from`: a reference whose weights a training starts with that has nothing to resume, with `strict`
@@ -80,12 +80,9 @@ class JaxCheckpointer:
         strict: bool = True,
         renames: Renames | None = None,
         signals: Iterable[Signals] = PREEMPTION_SIGNALS,
-        catalog: str | None = None,
         metric: str | None = None,
         mode: Any = None,
-        max_pending: int | None = None,
-        on_busy: Any = None,
-        on_save_error: Any = None,
+        **options: Unpack[ManagerOptions],
     ) -> None:
         if jax.process_count() > 1:
             raise UsageError(
@@ -97,9 +94,8 @@ class JaxCheckpointer:
         self._at = Position(data)
         policy = save_policy_from(every_n_steps, every_n_epochs, every_minutes)
         self._source = ManagerSource(
-            root, experiment, manager, call="JaxCheckpointer", catalog=catalog, metric=metric, mode=mode,
-            max_pending=max_pending, on_busy=on_busy, on_save_error=on_save_error,
-            retention=tuple(retention), hooks=tuple(hooks),
+            root, experiment, manager, call="JaxCheckpointer", metric=metric, mode=mode,
+            retention=tuple(retention), hooks=tuple(hooks), **options,
         )  # fmt: skip
         self.manager = self._source.manager
         self.manager.hooks.register_hook(

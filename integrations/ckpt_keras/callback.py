@@ -9,13 +9,13 @@ import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from signal import Signals
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import keras
 
 from ckpt_core import BaseHook, CheckpointManager, SaveFailedError, Session, UsageError
 from ckpt_core.fitting import Renames
-from ckpt_core.opening import ManagerSource
+from ckpt_core.opening import ManagerOptions, ManagerSource
 from ckpt_core.policies import RetentionPolicy, SavePolicy, SavePolicyHook
 from ckpt_core.preemption import PREEMPTION_SIGNALS
 from ckpt_core.session import Resumption
@@ -38,15 +38,15 @@ class CheckpointCallback(Callback):
 
         model.fit(x, y, epochs=10, callbacks=[CheckpointCallback("checkpoints", experiment="digits")])
 
-    `root`, `experiment`, `catalog`, `metric`, `mode`, `retention`, `hooks`, `max_pending`, `on_busy`,
-    `on_save_error` are those of `CheckpointManager`; or give a `manager` that is there. `monitor` is Keras' word
-    for `metric`; `mode` may be "auto". When to save: `save_freq` ("epoch" or a number of batches), `every_n_steps`
-    (batches), `every_n_epochs`, `every_minutes`, `save_policy`; with none of them, after every epoch and whenever
-    `monitor` improves. `save_best_only` keeps the best and the newest. `resume`: `"auto"` (the newest checkpoint,
-    if any), None (a new attempt) or a reference. `init_from`: a reference whose weights a training starts with
-    that has nothing to resume, with `strict` and `renames` as in `load_weights`. `resume_data`: how to go back to
-    a position in the data, `"auto"`, `"skip"` or `"replay"`. `signals` are those after which it saves and lets the
-    earlier handler go on.
+    `root`, `experiment`, `metric`, `mode`, `retention`, `hooks` and the `options` (`max_pending`, `on_busy`,
+    `staged_bytes` and so on) are those of `CheckpointManager`; or give a `manager` that is there. `monitor` is
+    Keras' word for `metric`; `mode` may be "auto". When to save: `save_freq` ("epoch" or a number of batches),
+    `every_n_steps` (batches), `every_n_epochs`, `every_minutes`, `save_policy`; with none of them, after every
+    epoch and whenever `monitor` improves. `save_best_only` keeps the best and the newest. `resume`: `"auto"` (the
+    newest checkpoint, if any), None (a new attempt) or a reference. `init_from`: a reference whose weights a
+    training starts with that has nothing to resume, with `strict` and `renames` as in `load_weights`.
+    `resume_data`: how to go back to a position in the data, `"auto"`, `"skip"` or `"replay"`. `signals` are those
+    after which it saves and lets the earlier handler go on.
     """
 
     def __init__(
@@ -72,10 +72,7 @@ class CheckpointCallback(Callback):
         renames: Renames | None = None,
         resume_data: ResumeData = "auto",
         signals: Iterable[Signals] = PREEMPTION_SIGNALS,
-        catalog: str | None = None,
-        max_pending: int | None = None,
-        on_busy: Any = None,
-        on_save_error: Any = None,
+        **options: Unpack[ManagerOptions],
     ) -> None:
         super().__init__()
         if monitor is not None and metric is not None and monitor != metric:
@@ -99,8 +96,7 @@ class CheckpointCallback(Callback):
         self._source = ManagerSource(
             root, experiment, manager, call="CheckpointCallback", metric=monitor if own else None,
             mode=direction if own else None, retention=retention_of(save_best_only, retention),
-            hooks=tuple(hooks), catalog=catalog, max_pending=max_pending, on_busy=on_busy,
-            on_save_error=on_save_error,
+            hooks=tuple(hooks), **options,
         )  # fmt: skip
         self._resume = resume
         self._resume_data: ResumeData = resume_data

@@ -11,11 +11,11 @@ import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from signal import Signals
-from typing import Any
+from typing import Any, Unpack
 
 from ckpt_core import BaseHook, CheckpointManager, CkptError, UsageError
 from ckpt_core.fitting import Renames
-from ckpt_core.opening import ManagerSource
+from ckpt_core.opening import ManagerOptions, ManagerSource
 from ckpt_core.policies import RetentionPolicy, SavePolicy
 from ckpt_core.preemption import PREEMPTION_SIGNALS
 from ckpt_core.session import Resumption
@@ -37,9 +37,9 @@ class CallbackBehaviour:
 
         trainer = Trainer(callbacks=[CheckpointCallback("checkpoints", experiment="digits")])
 
-    `root`, `experiment`, `catalog`, `metric`, `mode`, `retention`, `hooks`, `max_pending`, `on_busy`,
-    `on_save_error` are those of `CheckpointManager`; or give a `manager` that is there. `monitor` is Lightning's
-    word for `metric`. When to save: `every_n_train_steps` (or `every_n_steps`), `every_n_epochs`,
+    `root`, `experiment`, `metric`, `mode`, `retention`, `hooks` and the `options` (`max_pending`, `on_busy`,
+    `staged_bytes` and so on) are those of `CheckpointManager`; or give a `manager` that is there. `monitor` is
+    Lightning's word for `metric`. When to save: `every_n_train_steps` (or `every_n_steps`), `every_n_epochs`,
     `train_time_interval` (or `every_minutes`), `save_policy`; with none of them, after every epoch and
     whenever `monitor` improves. What to keep: `save_top_k`, `save_last`, `retention`; with none, everything.
     `resume`: `"auto"` (the newest checkpoint, if any), None (a new attempt) or a reference; what is given
@@ -74,10 +74,7 @@ class CallbackBehaviour:
         strict: bool = True,
         renames: Renames | None = None,
         signals: Iterable[Signals] = PREEMPTION_SIGNALS,
-        catalog: str | None = None,
-        max_pending: int | None = None,
-        on_busy: Any = None,
-        on_save_error: Any = None,
+        **options: Unpack[ManagerOptions],
     ) -> None:
         super().__init__()
         if monitor is not None and metric is not None and monitor != metric:
@@ -97,8 +94,7 @@ class CallbackBehaviour:
         same = manager is not None and (monitor, mode or manager.mode) == (manager.metric, manager.mode)
         source = ManagerSource(
             root, experiment, manager, call="CheckpointCallback", metric=None if same else monitor,
-            mode=None if same else mode, retention=kept, hooks=tuple(hooks), catalog=catalog,
-            max_pending=max_pending, on_busy=on_busy, on_save_error=on_save_error,
+            mode=None if same else mode, retention=kept, hooks=tuple(hooks), **options,
         )  # fmt: skip
         self._experiment = experiment if manager is None else manager.experiment
         self._best = "best" if monitor is not None else "latest"

@@ -20,7 +20,7 @@ from torch import distributed, nn
 
 from ckpt_core import AnyOf, BaseHook, CheckpointManager, Session, UsageError
 from ckpt_core.fitting import Renames
-from ckpt_core.opening import ManagerSource
+from ckpt_core.opening import ManagerOptions, ManagerSource
 from ckpt_core.policies import RetentionPolicy, SavePolicy, SavePolicyHook, save_policy_from
 from ckpt_core.preemption import PREEMPTION_SIGNALS
 from ckpt_core.session import Resumption
@@ -56,15 +56,15 @@ class TorchCheckpointer:
     where an optimizer makes one. `loader`: the training data, one DataLoader or a dict of them. `state`: a
     dict of plain values that the loop changes (the best loss, an early-stopping count), restored in place.
 
-    `root`, `experiment`, `catalog`, `metric`, `mode`, `save_policy`, `retention`, `hooks`, `max_pending`,
-    `on_busy`, `on_save_error` are those of `CheckpointManager`; or give a `manager` that is there.
-    `every_n_steps`, `every_n_epochs` and `every_minutes` say when to save; whatever they say, the end is saved.
-    `resume`: `"auto"` (the newest checkpoint, if any), None (a new attempt) or a reference. `resume_data`:
-    how to go back to a position in the data, `"auto"`, `"skip"` or `"replay"`. `init_from`: the checkpoint
-    whose weights a training begins with that has nothing to resume, as `"other-experiment@best"`; `strict`
-    and `renames` are those of `load_weights`. `signals` are those after which it saves and then lets the
-    earlier handler go on. `staging="lazy"`: parameters and what optimizers keep are copied while forward and
-    backward run, and the next step of an optimizer waits for it.
+    `root`, `experiment`, `metric`, `mode`, `save_policy`, `retention`, `hooks` and what is in `ManagerOptions`
+    (`max_pending`, `on_busy`, `staged_bytes` and so on) are those of `CheckpointManager`; or give a `manager` that
+    is there. `every_n_steps`, `every_n_epochs` and `every_minutes` say when to save; whatever they say, the end is
+    saved. `resume`: `"auto"` (the newest checkpoint, if any), None (a new attempt) or a reference. `resume_data`:
+    how to go back to a position in the data, `"auto"`, `"skip"` or `"replay"`. `init_from`: the checkpoint whose
+    weights a training begins with that has nothing to resume, as `"other-experiment@best"`; `strict` and `renames`
+    are those of `load_weights`. `signals` are those after which it saves and then lets the earlier handler go on.
+    `staging="lazy"`: parameters and what optimizers keep are copied while forward and backward run, and the next
+    step of an optimizer waits for it.
     """
 
     def __init__(
@@ -88,12 +88,8 @@ class TorchCheckpointer:
         renames: Renames | None = None,
         signals: Iterable[Signals] = PREEMPTION_SIGNALS,
         staging: Staging = "copy",
-        catalog: str | None = None,
         metric: str | None = None,
         mode: Any = None,
-        max_pending: int | None = None,
-        on_busy: Any = None,
-        on_save_error: Any = None,
         **objects: Any,
     ) -> None:
         if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
@@ -102,11 +98,11 @@ class TorchCheckpointer:
                 "from one",
                 kind="processes",
             )
+        options = {name: objects.pop(name) for name in ManagerOptions.__annotations__ if name in objects}
         policy = save_policy_from(every_n_steps, every_n_epochs, every_minutes)
         self._source = ManagerSource(
-            root, experiment, manager, call="TorchCheckpointer", catalog=catalog, metric=metric, mode=mode,
-            max_pending=max_pending, on_busy=on_busy, on_save_error=on_save_error,
-            retention=tuple(retention), hooks=tuple(hooks),
+            root, experiment, manager, call="TorchCheckpointer", metric=metric, mode=mode,
+            retention=tuple(retention), hooks=tuple(hooks), **options,
         )  # fmt: skip
         self.state: MutableMapping[str, Any] = {} if state is None else state
         self._training = Training(objects, self.state, tracked(loader, resume_data))

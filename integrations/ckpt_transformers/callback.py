@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from signal import Signals
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from ckpt_core import BaseHook, Checkpoint, CheckpointManager, MissingExtraError, UsageError
 from ckpt_core.fitting import Renames, WeightsReport
+from ckpt_core.opening import ManagerOptions
 from ckpt_core.policies import RetentionPolicy, SavePolicy
 from ckpt_core.preemption import PREEMPTION_SIGNALS
 from ckpt_core.session import Resumption
@@ -47,9 +48,9 @@ class CheckpointCallback(TrainerCallback):
         trainer = Trainer(..., callbacks=[CheckpointCallback("checkpoints", experiment="minilm")])
         trainer.train()
 
-    `root`, `experiment`, `catalog`, `retention`, `hooks`, `max_pending`, `on_busy`, `on_save_error` are those
-    of `CheckpointManager`; or give a `manager` that is there. When to save, what is best and how many to keep is
-    read from TrainingArguments: `save_strategy`, `save_steps`, `save_total_limit`, `save_only_model`,
+    `root`, `experiment`, `retention`, `hooks` and the `options` (`max_pending`, `on_busy`, `staged_bytes` and so
+    on) are those of `CheckpointManager`; or give a `manager` that is there. When to save, what is best and how
+    many to keep is read from TrainingArguments: `save_strategy`, `save_steps`, `save_total_limit`, `save_only_model`,
     `metric_for_best_model`, `greater_is_better`, `load_best_model_at_end`; what is given here goes before it.
     `every_n_steps`, `every_n_epochs`, `every_minutes`, `save_policy` stand in the place of `save_strategy`.
     `metric` and `mode` are the engine's words for the best.
@@ -90,10 +91,7 @@ class CheckpointCallback(TrainerCallback):
         renames: Renames | None = None,
         ingest: bool = False,
         signals: Iterable[Signals] = PREEMPTION_SIGNALS,
-        catalog: str | None = None,
-        max_pending: int | None = None,
-        on_busy: Any = None,
-        on_save_error: Any = None,
+        **options: Unpack[ManagerOptions],
     ) -> None:
         greater = None if mode is None else mode == "max"
         said = {
@@ -108,12 +106,11 @@ class CheckpointCallback(TrainerCallback):
             raise UsageError(
                 "with ingest=True it is Trainer that saves, and its arguments say when", kind="ingest"
             )
-        options: dict[str, Any] = {
-            "metric": metric, "mode": mode, "retention": tuple(retention), "hooks": tuple(hooks), "catalog": catalog,
-            "max_pending": max_pending, "on_busy": on_busy, "on_save_error": on_save_error,
+        of_manager: dict[str, Any] = {
+            "metric": metric, "mode": mode, "retention": tuple(retention), "hooks": tuple(hooks), **options,
         }  # fmt: skip
         self.participant = Participant(
-            where=(root, experiment, manager), options=options, said=dialect.completed(said), policy=policy,
+            where=(root, experiment, manager), options=of_manager, said=dialect.completed(said), policy=policy,
             resume=resume, resume_data=resume_data, init=(init_from, strict, renames), ingests=ingest,
             signals=tuple(signals),
         )  # fmt: skip

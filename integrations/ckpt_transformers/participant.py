@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from signal import Signals
 from typing import Any, NamedTuple
 
-from ckpt_core import CheckpointManager, NotFoundError, SaveFailedError, Session
+from ckpt_core import CheckpointManager, NotFoundError, SaveFailedError, Session, UsageError
 from ckpt_core.fitting import Renames
 from ckpt_core.opening import ManagerSource
 from ckpt_core.policies import SavePolicy, SavePolicyHook
@@ -84,7 +84,9 @@ class Participant:
             kept = dialect.retention_of(None if self.ingests else limit, options["retention"])
             options = {**options, "metric": metric, "mode": mode, "retention": kept}
         elif "save_total_limit" in self.said:
-            options = {**options, "save_total_limit": self.said["save_total_limit"]}
+            raise UsageError(
+                "with manager=, these are the manager's to say: save_total_limit", kind="manager"
+            )
         return ManagerSource(root, experiment, manager, call="CheckpointCallback", **options)
 
     @property

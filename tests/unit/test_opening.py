@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ckpt_core import CheckpointManager, KeepLast, UsageError
-from ckpt_core.opening import ManagerSource
+from ckpt_core.opening import ManagerOptions, ManagerSource
 
 
 def test_its_own_is_opened_late_closed_and_opened_again(store_path: Path) -> None:
@@ -57,3 +58,22 @@ def test_with_a_manager_the_rest_is_its_own_to_say(
 def test_where_to_save_must_be_said(given: tuple[Any, Any]) -> None:
     with pytest.raises(UsageError, match=r'say where to save: Callback\("checkpoints", experiment="..."\)'):
         ManagerSource(*given, None, call="Callback")
+
+
+def test_every_argument_of_a_manager_is_one_of_an_adapter() -> None:
+    own = {"root", "experiment", "metric", "mode", "save_policy", "retention", "hooks"}
+    assert own | set(ManagerOptions.__annotations__) == set(inspect.signature(CheckpointManager).parameters)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"staged_byte": 1}, r"Callback has no argument staged_byte=, .* did you mean staged_bytes=\?"),
+        ({"saves": None}, "Callback has no argument saves=, and CheckpointManager has none$"),
+    ],
+)
+def test_an_argument_that_nobody_has_is_refused(store_path: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        ManagerSource(store_path, "mine", None, call="Callback", **options)
+    with CheckpointManager(store_path, experiment="theirs") as manager, pytest.raises(UsageError, match=said):
+        ManagerSource(None, None, manager, call="Callback", **options)
