@@ -20,6 +20,7 @@ from ckpt_core.format.documents import Manifest
 from ckpt_core.format.hashing import Algorithm
 from ckpt_core.format.names import check_name
 from ckpt_core.hooks import BaseHook, HookContext, HookEvent, HookManager
+from ckpt_core.maintenance.parity import check_percent
 from ckpt_core.model import Attempt, Checkpoint, Decision
 from ckpt_core.pipeline.deferred import LazyTensors
 from ckpt_core.pipeline.intake import Intake
@@ -56,7 +57,8 @@ class CheckpointManager(Library):
     `skip`, or `replace` one not begun. At most `staged_bytes` of memory hold copies of states: training waits
     for a save whose copy would not fit. `save_threads` hash while training runs (half the cores, 4 at most);
     they give way to it. `chunk_bytes` (8 MiB) and `digest` (`"sha256"`) are what a new store is made with, and
-    hold for all of it. `on_save_error`: a failed save never stops training and does not
+    hold for all of it. `parity`: percent of a pack that can be healed where its bytes are lost; its sidecar takes
+    as much room. `on_save_error`: a failed save never stops training and does not
     show in the exit code (`report`), unless it is to be raised at the end (`raise`) or at once (`stop`).
 
     Use it in a `with` block or call `close`, which waits for pending saves. Thread-safe, but for `save`,
@@ -81,6 +83,7 @@ class CheckpointManager(Library):
         save_threads: int | None = None,
         chunk_bytes: int | None = None,
         digest: Algorithm | None = None,
+        parity: int = 0,
         on_save_error: OnSaveError = "report",
     ) -> None:
         # First what needs no store: a call that means nothing leaves no folder behind.
@@ -93,6 +96,7 @@ class CheckpointManager(Library):
         threads = _checked(save_threads, "save_threads") or max(1, min(4, cores() // 2))
         staged_bytes = _checked(staged_bytes, "staged_bytes")
         check_options(chunk_bytes, digest)
+        check_percent(parity)
         self._queue = SaveQueue(max_pending, on_busy)
         manager = HookManager(hooks)
         if save_policy is not None:
@@ -104,7 +108,7 @@ class CheckpointManager(Library):
         self._metrics = MetricLog(workspace, experiment)
         self._retention = Retention(workspace, experiment, manager, retention, metric, mode)
         self._saver = Saver(
-            workspace, experiment, manager, self._metrics.flush, self._is_best, self._retention.apply
+            workspace, experiment, manager, self._metrics.flush, self._is_best, self._retention.apply, parity
         )
         self._intake = Intake(self._queue, self._saver, threads=threads, staged_bytes=staged_bytes)
         self._lock = threading.RLock()

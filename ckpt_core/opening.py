@@ -29,6 +29,7 @@ class ManagerOptions(TypedDict, total=False):
     save_threads: int | None
     chunk_bytes: int | None
     digest: Algorithm | None
+    parity: int | None
     on_save_error: OnSaveError | None
 
 

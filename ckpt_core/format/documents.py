@@ -20,6 +20,7 @@ __all__ = [
     "MetricRow",
     "MetricSegment",
     "PackRecord",
+    "ParityDocument",
     "Reference",
     "Shard",
     "StoreDocument",
@@ -172,3 +173,18 @@ class Forward(msgspec.Struct, frozen=True, kw_only=True):
     format: int = FORMAT
     pack: PackName
     rows: tuple[ForwardRow, ...]
+
+
+class ParityDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sidecar says of itself and of its pack. `cells` are the digests of all cells, row by row."""
+
+    format: int = FORMAT
+    pack: PackName
+    size: Count
+    header: Digest
+    percent: Count
+    data_blocks: Annotated[int, Meta(ge=1, le=256)]
+    parity_blocks: Annotated[int, Meta(ge=1, le=256)]
+    block_bytes: Annotated[int, Meta(ge=1, le=_LARGEST)]
+    cell_bytes: Annotated[int, Meta(ge=1, le=(1 << 30))]
+    cells: str

@@ -74,6 +74,8 @@ class Census:
         self.sizes: dict[str, int] = {}
         self.forwards: dict[str, dict[int, tuple[str, int]]] = {}
         self.withdrawn: dict[str, int] = {}
+        self.sidecars: set[str] = set()
+        """Packs, standing or not, that have parity."""
 
     @classmethod
     def take(cls, repository: Repository) -> Self:
@@ -81,6 +83,7 @@ class Census:
         read: what it needs is then not known."""
         census = cls(repository)
         census.update(live_keys(repository))
+        census._keep_quarantined()
         census.sizes.clear()  # the manifests say what stood when they were written; this is what stands now
         for info in repository.store.list(layout.PACKS):
             name = info.key.removeprefix(f"{layout.PACKS}/")
@@ -88,6 +91,8 @@ class Census:
                 census.note_forward(name.removesuffix(layout.FORWARD_SUFFIX))
             elif name.endswith(".safetensors"):
                 census.sizes[name] = info.size
+            elif name.endswith(layout.PARITY_SUFFIX):
+                census.sidecars.add(f"{name.removesuffix(layout.PARITY_SUFFIX)}.safetensors")
         for info in repository.store.list(WITHDRAWN):
             census.withdrawn[info.key.removeprefix(f"{WITHDRAWN}/")] = info.size
         return census
@@ -187,6 +192,16 @@ class Census:
             name, offset = step
             way.append(step)
         return way[1:] if past else way
+
+    def _keep_quarantined(self) -> None:
+        """What checkpoints in quarantine need is kept, as far as they can be read: they may be healed yet."""
+        for found in self._repository.manifest_keys(quarantine=True):
+            try:
+                self._count(self._repository.read(found.key).manifest, +1)
+            except StoreError:
+                raise
+            except CkptError:
+                continue
 
     def _count(self, manifest: Manifest, sign: int) -> None:
         for name, offset, length in chunks_of(manifest):

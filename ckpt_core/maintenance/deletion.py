@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from ckpt_core.errors import CkptError, CorruptionError, NotFoundError, ObjectNotFoundError, StoreError
 from ckpt_core.maintenance.census import Census, chunks_of, live_keys, withdrawn_key
+from ckpt_core.maintenance.parity import carry_over
 from ckpt_core.maintenance.prune import PrunePlan
 from ckpt_core.maintenance.rewriting import is_rewritten, rewrite
 from ckpt_core.repository import References, Repository, layout
@@ -75,6 +76,9 @@ class _Execution:
                 raise
         for name in self._out:
             self._store.delete(withdrawn_key(name))
+            self._store.delete(layout.parity_key(name))
+        for name in plan.sidecars:
+            self._store.delete(layout.parity_key(name))
         for key in plan.manifests:
             self._store.delete(key)
         for name in plan.forwards:
@@ -107,6 +111,7 @@ class _Execution:
             for each in (name, *sources):
                 self._census.note_forward(each)
         self._moved[name] = moved
+        carry_over(self._repository, name, target)
         # Last, so that a prune that took the new pack for an orphan meanwhile is noticed.
         return moved >= set(self._plan.live[name]) and self._store.exists(layout.pack_key(target))
 
@@ -168,6 +173,7 @@ class _Execution:
             return
         references = References(self._store)
         alive = {found.id for found in self._repository.manifest_keys()}
+        alive |= {found.id for found in self._repository.manifest_keys(quarantine=True)}
         for key in self._plan.references:
             try:
                 checkpoint = references.read(key).checkpoint

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ckpt_core.errors import CorruptionError, NotFoundError, ObjectNotFoundError
@@ -42,6 +42,8 @@ class PrunePlan:
     """Packs that an interrupted prune took out of circulation and that something names after all."""
     withdrawn: tuple[tuple[str, int], ...] = ()
     """(pack, bytes) that an interrupted prune took out of circulation and did not delete."""
+    sidecars: tuple[str, ...] = ()
+    """Packs that are gone, whose parity can go."""
     seen: frozenset[str] = field(default=frozenset(), repr=False)
     """Keys of the manifests that the plan knows of."""
     seen_forwards: frozenset[str] = field(default=frozenset(), repr=False)
@@ -61,7 +63,7 @@ class PrunePlan:
         """Whether there is nothing to do."""
         return not (
             self.manifests or self.rewrites or self.packs or self.forwards or self.references or self.restores
-            or self.withdrawn
+            or self.withdrawn or self.sidecars
         )  # fmt: skip
 
 
@@ -75,6 +77,7 @@ def plan_prune(repository: Repository, *, orphan_seconds: float = ORPHAN_SECONDS
     forgotten = list(repository.manifest_keys(trash=True))
     census = Census.take(repository)
     alive = {_id_of(key) for key in census.keys}
+    alive |= {found.id for found in repository.manifest_keys(quarantine=True)}
     let_go = _let_go(repository, census, [found.key for found in forgotten])
     owners = {found.id for found in forgotten if found.id not in alive}
     needs = census.needs(census.sizes)
@@ -100,6 +103,7 @@ def plan_prune(repository: Repository, *, orphan_seconds: float = ORPHAN_SECONDS
         young=tuple(young),
         restores=tuple(sorted(needs.missing & census.withdrawn.keys())),
         withdrawn=_left_withdrawn(census, needs),
+        sidecars=tuple(sorted(_without_packs(census))),
         seen=frozenset(census.keys),
         seen_forwards=frozenset(census.forwards),
         rewrites=tuple((name, sum(chunks.values()), dead) for name, chunks, dead in rewrites),
@@ -199,6 +203,13 @@ def _left_withdrawn(census: Census, needs: Needs) -> tuple[tuple[str, int], ...]
         for name, size in sorted(census.withdrawn.items())
         if name not in needs.missing and name not in census.sizes
     )
+
+
+def _without_packs(census: Census) -> Iterator[str]:
+    """Sidecars of packs that are gone for good. One of a pack that is lost may still heal it."""
+    for name in census.sidecars:
+        if name not in census.sizes and name not in census.withdrawn and not census.is_named(name):
+            yield name
 
 
 def _modified(repository: Repository, name: str) -> float:

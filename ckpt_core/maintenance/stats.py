@@ -50,7 +50,7 @@ class ExperimentStats:
 @dataclass(frozen=True, slots=True)
 class StoreStats:
     """`dead_bytes` are packs that no checkpoint names: `trash_bytes` of them by forgotten checkpoints,
-    the rest by nothing. `other_bytes`: manifests, references and metric segments."""
+    the rest by nothing. `parity_bytes` are sidecars; `other_bytes`: manifests, references and metric segments."""
 
     checkpoints: int
     logical_bytes: int
@@ -59,6 +59,7 @@ class StoreStats:
     dead_bytes: int
     trash: int
     trash_bytes: int
+    parity_bytes: int
     other_bytes: int
     free_bytes: int | None
     experiments: tuple[ExperimentStats, ...]
@@ -104,6 +105,7 @@ def gather(
         dead_bytes=sum(sizes[name] for name in dead),
         trash=len(trash),
         trash_bytes=sum(sizes[name] for name in dead & _reached(repository, trashed)),
+        parity_bytes=_parity(repository),
         other_bytes=_others(repository),
         free_bytes=repository.store.free_bytes(),
         experiments=tuple(_experiment(name, group, sizes) for name, group in sorted(groups.items())),
@@ -167,3 +169,9 @@ def _others(repository: Repository) -> int:
     """Bytes of everything in the store that is not a pack."""
     folders = (layout.MANIFESTS, layout.TRASH, layout.REFERENCES, layout.METRICS)
     return sum(info.size for folder in folders for info in repository.store.list(folder))
+
+
+def _parity(repository: Repository) -> int:
+    return sum(
+        info.size for info in repository.store.list(layout.PACKS) if info.key.endswith(layout.PARITY_SUFFIX)
+    )

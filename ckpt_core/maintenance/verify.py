@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import final
 
-from ckpt_core.errors import CkptError, CorruptionError, NotFoundError, ObjectNotFoundError, StoreError
+from ckpt_core.errors import CkptError, CorruptionError, NotFoundError, ObjectNotFoundError
 from ckpt_core.format.documents import Manifest, StoreDocument
-from ckpt_core.format.hashing import digest_of
-from ckpt_core.format.pack import StoredChunk, read_header
+from ckpt_core.format.pack import read_header
 from ckpt_core.format.sealed import unseal
 from ckpt_core.maintenance.census import packs_in, withdrawn_key
+from ckpt_core.maintenance.chunks import check_group, groups
+from ckpt_core.maintenance.parity import check_sidecar, sidecars_in
 from ckpt_core.repository import MetricSegments, References, Repository, layout
-from ckpt_core.stores import ObjectReader
 
-__all__ = ["Problem", "Progress", "VerifyReport", "verify"]
+__all__ = ["CheckpointVerifier", "Problem", "Progress", "VerifyReport", "verify"]
 
 Progress = Callable[[int, int], None]
 """Called with the bytes checked so far and the bytes to check in all."""
 
 _THREADS = max(1, min(4, os.cpu_count() or 1))
-_TOGETHER = 4 << 20  # chunks are read together up to about so many bytes, or thousands of tiny ones take long
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,10 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What a verification looked at and what it found. `damaged` are ids of checkpoints that do not load."""
+    """What a verification looked at and what it found. `damaged` are ids of checkpoints that do not load.
+
+    `read` are the packs whose data was read; `read_data` says whether these were all.
+    """
 
     checkpoints: int
     packs: int
@@ -45,6 +48,7 @@ class VerifyReport:
     problems: tuple[Problem, ...]
     damaged: tuple[str, ...]
     read_data: bool
+    read: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -57,15 +61,11 @@ def verify(
     *,
     keys: Iterable[str] | None = None,
     read_data: bool = True,
+    packs: Collection[str] | None = None,
     progress: Progress | None = None,
 ) -> VerifyReport:
-    """Checks the manifests under `keys` and the packs they name, or (None) everything in the store.
-
-    With `read_data` every byte of the packs is read and hashed; without, their headers only. Damage is
-    reported, not raised, and so is what the disk refuses to read. What is forgotten meanwhile is left out.
-    Raises NotFoundError for one of `keys` that is not there; StoreError where the store cannot be listed.
-    """
-    return _Verification(repository).run(None if keys is None else list(keys), read_data, progress)
+    """`CheckpointVerifier.verify` of a repository."""
+    return CheckpointVerifier(repository).verify(keys, read_data=read_data, packs=packs, progress=progress)
 
 
 @dataclass(slots=True)
@@ -91,17 +91,48 @@ class _Pack:
         return self.fault is not None or bool(self.damaged)
 
 
-class _Verification:
-    """Manifests are looked at one at a time, since all of them together may not fit into memory."""
+@final
+class CheckpointVerifier:
+    """Checks the checkpoints of one repository. For one thread at a time.
+
+    Only what stands in its own store counts: what a mirror could give instead is damage all the same. (Manifests
+    are looked at one at a time, since all of them together may not fit into memory.)
+    """
 
     def __init__(self, repository: Repository) -> None:
-        self._repository = repository
+        self._repository = repository.alone()
+
+    def verify(
+        self,
+        keys: Iterable[str] | None = None,
+        *,
+        read_data: bool = True,
+        packs: Collection[str] | None = None,
+        progress: Progress | None = None,
+    ) -> VerifyReport:
+        """Checks the manifests under `keys` and the packs they name, or (None) everything in the store.
+
+        With `read_data` every byte of the packs (or of these `packs` alone) is read and hashed; without, their
+        headers only. Damage is reported, not raised, and so is what the disk refuses to read. What is forgotten
+        meanwhile is left out. Raises NotFoundError for one of `keys` that is not there; StoreError where the
+        store cannot be listed.
+        """
+        self._clear()
+        return self._run(None if keys is None else list(keys), read_data, packs, progress)
+
+    def _clear(self) -> None:
         self._packs: dict[str, _Pack] = {}
         self._forwards: dict[str, dict[int, tuple[str, int]]] = {}
         self._problems: list[Problem] = []
         self._hurt: dict[tuple[str, str, str], set[str]] = {}  # (kind, key, detail) -> ids
 
-    def run(self, keys: list[str] | None, read_data: bool, progress: Progress | None) -> VerifyReport:
+    def _run(
+        self,
+        keys: list[str] | None,
+        read_data: bool,
+        chosen: Collection[str] | None,
+        progress: Progress | None,
+    ) -> VerifyReport:
         listed = [found.key for found in self._repository.manifest_keys()] if keys is None else keys
         count = 0
         for key in listed:
@@ -112,23 +143,28 @@ class _Verification:
         if keys is None:
             for name, _ in packs_in(self._repository):
                 self._pack(name)
+        read: set[str] = set()
         if read_data:
-            self._read_packs(progress)
+            read = {name for name in self._packs if chosen is None or name in chosen}
+            self._read_packs([self._packs[name] for name in sorted(read)], progress)
         if any(pack.hurts for pack in self._packs.values()):
             self._blame(listed)
         self._collect()
         if keys is None:
             self._problems.extend(_side_documents(self._repository))
+            self._problems.extend(_sidecars(self._repository, read))
         problems = tuple(dict.fromkeys(self._still_true()))
         return VerifyReport(
             checkpoints=count,
             packs=len(self._packs),
             bytes_read=sum(
-                pack.size if read_data else pack.size - pack.data_bytes for pack in self._packs.values()
+                pack.size if pack.name in read else pack.size - pack.data_bytes
+                for pack in self._packs.values()
             ),
             problems=problems,
             damaged=tuple(sorted({checkpoint for problem in problems for checkpoint in problem.checkpoints})),
-            read_data=read_data,
+            read_data=read_data and chosen is None,
+            read=tuple(sorted(read)),
         )
 
     def _manifest(self, key: str, required: bool = False, *, again: bool = False) -> Manifest | None:
@@ -213,8 +249,8 @@ class _Verification:
                     self._forwards[name][row.offset] = (row.pack, row.new_offset)
         return self._forwards[name]
 
-    def _read_packs(self, progress: Progress | None) -> None:
-        packs = [pack for pack in self._packs.values() if pack.fault is None]
+    def _read_packs(self, chosen: Iterable[_Pack], progress: Progress | None) -> None:
+        packs = [pack for pack in chosen if pack.fault is None]
         total, done = sum(pack.data_bytes for pack in packs), 0
         algorithm = self._repository.document.digest
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="ckpt-verify") as pool:
@@ -222,9 +258,11 @@ class _Verification:
                 try:
                     with self._repository.store.open(layout.pack_key(pack.name)) as reader:
                         header = read_header(reader.read, reader.size, pack.name)
-                        groups = list(_groups(header.chunks))
+                        batches = list(groups(header.chunks))
                         for group, faults in zip(
-                            groups, pool.map(lambda g, r=reader: _check(r, g, algorithm), groups), strict=True
+                            batches,
+                            pool.map(lambda g, r=reader: check_group(r.read, g, algorithm), batches),
+                            strict=True,
                         ):
                             pack.damaged.update(faults)
                             done += sum(chunk.length for chunk in group)
@@ -256,43 +294,17 @@ class _Verification:
                 yield problem
 
 
-def _groups(chunks: Iterable[StoredChunk]) -> Iterator[list[StoredChunk]]:
-    """Neighbours, since a pack has no holes."""
-    group: list[StoredChunk] = []
-    for chunk in chunks:
-        group.append(chunk)
-        if chunk.offset + chunk.length - group[0].offset >= _TOGETHER:
-            yield group
-            group = []
-    if group:
-        yield group
-
-
-def _check(reader: ObjectReader, group: Sequence[StoredChunk], algorithm: str) -> dict[int, str]:
-    """What is wrong with each damaged chunk of a group, by its offset."""
-    first, last = group[0], group[-1]
-    try:
-        data = reader.read(first.offset, last.offset + last.length - first.offset)
-    except StoreError as error:
-        if len(group) > 1:  # which of them is it?
-            return {
-                offset: fault
-                for chunk in group
-                for offset, fault in _check(reader, [chunk], algorithm).items()
-            }
-        return {first.offset: str(error)}
-    faults = {}
-    for chunk in group:
-        begin = chunk.offset - first.offset
-        part = data[begin : begin + chunk.length]
-        if part.nbytes != chunk.length:
-            faults[chunk.offset] = f"the pack ends inside the chunk at {chunk.offset} ({chunk.path})"
-        elif digest_of(part, algorithm) != chunk.digest:
-            end = chunk.offset + chunk.length
-            faults[chunk.offset] = (
-                f"the digest of bytes {chunk.offset} to {end} ({chunk.path}) does not match"
-            )
-    return faults
+def _sidecars(repository: Repository, read: Collection[str]) -> Iterator[Problem]:
+    """Damage to parity, which hurts nobody as long as the packs are sound."""
+    for name in sidecars_in(repository):
+        try:
+            fault = check_sidecar(repository, name, read_data=name in read)
+        except ObjectNotFoundError:  # deleted since the listing
+            continue
+        except CkptError as error:
+            fault = str(error)
+        if fault is not None:
+            yield Problem("parity", layout.parity_key(name), fault)
 
 
 def _side_documents(repository: Repository) -> Iterator[Problem]:

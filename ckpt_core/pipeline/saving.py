@@ -16,6 +16,7 @@ from ckpt_core.config import provenance
 from ckpt_core.errors import CkptError, SaveNotDoneError, StoreError
 from ckpt_core.format.documents import Manifest
 from ckpt_core.hooks import HookContext, HookEvent, HookManager, HookOutcome
+from ckpt_core.maintenance.parity import protect_all
 from ckpt_core.maintenance.rewriting import rebased
 from ckpt_core.model import Attempt, Checkpoint, Snapshot
 from ckpt_core.pipeline.queue import SaveHandle
@@ -55,6 +56,8 @@ class Saver:
     flush_metrics: Callable[[], object]
     is_best: Callable[[Checkpoint], bool]
     retain: Callable[[Checkpoint], object]
+    parity: int = 0
+    """Percent of a pack that can be healed; its sidecar is written when the save is durable."""
     failures: list[tuple[int, BaseException]] = field(default_factory=list)
     """(step, error) of each save that failed: there is no checkpoint."""
     unfinished: list[tuple[int, BaseException]] = field(default_factory=list)
@@ -62,6 +65,7 @@ class Saver:
     _base: Manifest | None = None
     _parent: str | None = None
     _swept: bool = False
+    _protected: set[str] = field(default_factory=set)
 
     def begin(self, base: Manifest | None, parent: str | None) -> None:
         """An attempt begins: the chunks of `base`, which may be anybody's, need not be written again."""
@@ -185,6 +189,7 @@ class Saver:
         parts: tuple[tuple[str, Callable[[], object]], ...] = (
             ("a hook on AFTER_SAVE failed", lambda: self._fire(HookEvent.AFTER_SAVE, request, checkpoint)),
             ("NEW_BEST could not be told", lambda: self._tell_best(request, checkpoint)),
+            ("its parity could not be written", self._protect),
             ("old checkpoints could not be deleted", lambda: self.retain(checkpoint)),
             ("leftovers could not be swept", self._sweep),
         )
@@ -193,6 +198,13 @@ class Saver:
                 part()
             except Exception as error:
                 self._note(request.step, what, error)
+
+    def _protect(self) -> None:
+        """Sidecars for the packs of the checkpoint just saved: its own, and older ones that have none yet."""
+        if self.parity and self._base is not None:
+            names = {pack.name for pack in self._base.packs}
+            done = protect_all(self.workspace.repository, self.parity, sorted(names - self._protected))
+            self._protected = names - set(done.damaged)
 
     def _tell_best(self, request: SaveRequest, checkpoint: Checkpoint) -> None:
         if self.is_best(checkpoint):

@@ -10,6 +10,7 @@ from pathlib import Path
 from ckpt_core.errors import CorruptionError, NotFoundError, ObjectNotFoundError, StoreError
 from ckpt_core.maintenance.census import Census
 from ckpt_core.maintenance.deletion import Pruned, execute_prune
+from ckpt_core.maintenance.parity import Protected, check_percent, protect_all
 from ckpt_core.maintenance.prune import PrunePlan, plan_prune, plan_reclaim
 from ckpt_core.maintenance.reindex import ReindexReport
 from ckpt_core.maintenance.verify import Progress, VerifyReport, verify
@@ -145,6 +146,13 @@ class Workspace:
         for checkpoint in [None] if checkpoints is None else [c.id for c in checkpoints]:
             self._record(report, checkpoint)
         return report
+
+    def protect(self, percent: int) -> Protected:
+        """Writes parity for every pack that has none. Raises UsageError, MissingExtraError, StoreError."""
+        check_percent(percent)
+        done = protect_all(self.repository, percent)
+        self.audit("parity", self.repository.store.url, "done", percent=percent, packs=done.packs)
+        return done
 
     def reindex(self) -> ReindexReport:
         """Builds the catalog anew from the store. Raises CatalogError where it cannot be written."""

@@ -4,6 +4,7 @@ from ckpt_core.repository.reader import ChunkReader, Verify
 from ckpt_core.repository.references import References
 from ckpt_core.repository.repository import Committed, Draft, Repository, check_options
 from ckpt_core.repository.series import MetricSegments
+from ckpt_core.repository.spare import Spare
 
 __all__ = [
     "ChunkReader",
@@ -12,6 +13,7 @@ __all__ = [
     "MetricSegments",
     "References",
     "Repository",
+    "Spare",
     "Verify",
     "check_options",
 ]

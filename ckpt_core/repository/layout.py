@@ -10,9 +10,13 @@ from ckpt_core.format.names import encode_name
 __all__ = [
     "DOCUMENT_LIMIT",
     "FORWARD_SUFFIX",
+    "HEALING",
     "MANIFESTS",
     "METRICS",
+    "MIRROR_DOCUMENT",
     "PACKS",
+    "PARITY_SUFFIX",
+    "QUARANTINE",
     "REFERENCES",
     "STORE_DOCUMENT",
     "TRASH",
@@ -22,8 +26,10 @@ __all__ = [
     "manifest_key",
     "pack_key",
     "pack_name",
+    "parity_key",
     "parse_manifest_key",
     "parse_reference_key",
+    "quarantine_key",
     "reference_key",
     "segment_key",
     "trash_key",
@@ -33,12 +39,17 @@ DOCUMENT_LIMIT = 1 << 30
 """Bytes of a document, over which it is not read."""
 
 STORE_DOCUMENT = "store.json"
+MIRROR_DOCUMENT = "mirror.json"
 MANIFESTS = "checkpoints"
 PACKS = "packs"
 TRASH = "trash"
 REFERENCES = "refs"
 METRICS = "metrics"
 FORWARD_SUFFIX = ".forward.json"
+PARITY_SUFFIX = ".parity"
+QUARANTINE = "quarantine"
+HEALING = f"{QUARANTINE}/healing"
+"""Where a repair writes what it heals, until it is proved and takes the damaged object's place."""
 
 
 class ManifestKey(NamedTuple):
@@ -56,8 +67,8 @@ def manifest_key(experiment: str, step: int, checkpoint: str) -> str:
 
 
 def parse_manifest_key(key: str) -> ManifestKey | None:
-    """The parts of a manifest's key (published or in the trash); None for any other object."""
-    parts = key.split("/")
+    """The parts of a manifest's key (published, in the trash or in quarantine); None for any other object."""
+    parts = key.removeprefix(f"{QUARANTINE}/").split("/")
     if len(parts) != 3 or parts[0] not in (MANIFESTS, TRASH) or not parts[2].endswith(".json"):
         return None
     step, _, checkpoint = parts[2][:-5].partition("-")
@@ -99,6 +110,11 @@ def trash_key(key: str) -> str:
     return TRASH + key[len(MANIFESTS) :]
 
 
+def quarantine_key(key: str) -> str:
+    """Where a damaged object waits for what can heal it."""
+    return f"{QUARANTINE}/{key}"
+
+
 def pack_name(experiment: str, owner: str, rank: int, number: int) -> str:
     """A pack's name below `packs/`, as manifests give it."""
     return f"{encode_name(experiment)}/{owner}-{rank}-{number}.safetensors"
@@ -112,3 +128,8 @@ def pack_key(name: str) -> str:
 def forward_key(name: str) -> str:
     """The key of what stands in place of a pack that was rewritten."""
     return f"{PACKS}/{name}{FORWARD_SUFFIX}"
+
+
+def parity_key(name: str) -> str:
+    """The key of a pack's sidecar."""
+    return f"{PACKS}/{name.removesuffix('.safetensors')}{PARITY_SUFFIX}"

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Literal
 
 import numpy as np
 
-from ckpt_core.errors import CorruptionError, ObjectNotFoundError
+from ckpt_core.errors import CkptError, CorruptionError, ObjectNotFoundError, StoreError
 from ckpt_core.format.documents import Chunk, Forward, Manifest, PackRecord
 from ckpt_core.format.hashing import digest_of
 from ckpt_core.format.header import read_header
 from ckpt_core.format.sealed import unseal
 from ckpt_core.model import Buffer, TensorSpec
 from ckpt_core.repository import layout
+from ckpt_core.repository.spare import Spare
 from ckpt_core.stores import ObjectReader, Store
 from ckpt_core.tree import dtypes
 
@@ -48,12 +49,19 @@ class ChunkReader:
     """The bytes of one checkpoint's tensors, by index. Thread-safe. Holds its packs open until `close`."""
 
     def __init__(
-        self, store: Store, manifest: Manifest, verify: Verify = "full", algorithm: str = "sha256"
+        self,
+        store: Store,
+        manifest: Manifest,
+        verify: Verify = "full",
+        algorithm: str = "sha256",
+        spare: Spare | None = None,
     ) -> None:
         self.manifest = manifest
         self._store = store
         self._verify = verify
         self._algorithm = algorithm
+        self._spare = spare
+        self._second: ChunkReader | None = None
         self._lock = threading.Lock()
         self._stack = ExitStack()
         self._open: dict[str, ObjectReader | None] = {}
@@ -64,6 +72,9 @@ class ChunkReader:
         with self._lock:
             self._stack.close()
             self._open.clear()
+            second, self._second = self._second, None
+        if second is not None:
+            second.close()
 
     def spec(self, index: int) -> TensorSpec:
         """Element type and shape of a tensor."""
@@ -121,6 +132,18 @@ class ChunkReader:
         tensors = self.manifest.tensors
         chosen = tensors if indices is None else [tensors[i] for i in set(indices)]
         chunks = [chunk for tensor in chosen for shard in tensor.shards for chunk in shard.chunks]
+        by_pack: dict[int, list[Chunk]] = {}
+        for chunk in chunks:
+            by_pack.setdefault(chunk.pack, []).append(chunk)
+        for number in sorted(by_pack, key=lambda number: self.manifest.packs[number].name):
+            own = by_pack[number]
+            try:
+                self._check_headers_of(own)
+            except (CorruptionError, StoreError) as error:
+                self._instead(error, lambda reader, own=own: reader._check_headers_of(own))  # type: ignore[misc]
+
+    def _check_headers_of(self, chunks: Sequence[Chunk]) -> None:
+        """Checks the headers of the packs in which the chunks of one pack of the manifest are now."""
         for name, number in sorted({(self._locate(chunk)[0], chunk.pack) for chunk in chunks}):
             self._check_header(name, self.manifest.packs[number])
 
@@ -149,6 +172,27 @@ class ChunkReader:
             self._read_chunk(*job)
 
     def _read_chunk(self, index: int, position: int, out: Buffer) -> None:
+        try:
+            self._read_own(index, position, out)
+        except (CorruptionError, StoreError) as error:
+            self._instead(error, lambda reader: reader._read_own(index, position, out))
+
+    def _instead(self, error: CkptError, read: Callable[[ChunkReader], None]) -> None:
+        """Reads from the spare store what cannot be had here. Raises `error` where it is not there either."""
+        spare = self._spare
+        if spare is None:
+            raise error
+
+        def there(store: Store) -> None:
+            with self._lock:
+                if self._second is None:
+                    self._second = ChunkReader(store, self.manifest, self._verify, self._algorithm)
+                second = self._second
+            read(second)
+
+        spare.instead(error, there)
+
+    def _read_own(self, index: int, position: int, out: Buffer) -> None:
         chunk_bytes = self.manifest.chunk_bytes
         chunk = self.manifest.tensors[index].shards[0].chunks[position // chunk_bytes]
         pack, offset = self._locate(chunk)

@@ -14,6 +14,7 @@ from typing import Any
 
 from ckpt_core import clock, ids
 from ckpt_core.errors import (
+    CkptError,
     CorruptionError,
     FormatError,
     NotFoundError,
@@ -32,6 +33,7 @@ from ckpt_core.repository import layout
 from ckpt_core.repository.checking import check_manifest
 from ckpt_core.repository.layout import ManifestKey
 from ckpt_core.repository.reader import ChunkReader, Verify, read_forward
+from ckpt_core.repository.spare import Spare
 from ckpt_core.repository.writer import Part, still_there, write_part
 from ckpt_core.stores import Store
 
@@ -121,9 +123,14 @@ def attempt_to(attempt: Attempt) -> AttemptRecord:
 class Repository:
     """One store of checkpoints. Every method may be called from any thread."""
 
-    def __init__(self, store: Store, document: StoreDocument) -> None:
+    def __init__(self, store: Store, document: StoreDocument, spare: Spare | None = None) -> None:
         self.store = store
         self.document = document
+        self.spare = spare
+
+    def alone(self) -> Repository:
+        """The same without a spare: for those who look for damage."""
+        return Repository(self.store, self.document)
 
     @classmethod
     def open(
@@ -227,9 +234,15 @@ class Repository:
             kind="race",
         )
 
-    def manifest_keys(self, experiment: str | None = None, *, trash: bool = False) -> Iterator[ManifestKey]:
-        """Keys of all checkpoints (or of all forgotten ones) by experiment and step. Reads none of them."""
+    def manifest_keys(
+        self, experiment: str | None = None, *, trash: bool = False, quarantine: bool = False
+    ) -> Iterator[ManifestKey]:
+        """Keys of all checkpoints (or of all forgotten ones, or of those in quarantine) by experiment and step.
+
+        Reads none of them.
+        """
         folder = layout.TRASH if trash else layout.MANIFESTS
+        folder = layout.quarantine_key(layout.MANIFESTS) if quarantine else folder
         prefix = folder if experiment is None else f"{folder}/{encode_name(experiment)}"
         for info in self.store.list(prefix):
             parsed = layout.parse_manifest_key(info.key)
@@ -237,11 +250,25 @@ class Repository:
                 yield parsed
 
     def read(self, key: str) -> Committed:
-        """The manifest under a key, checked. Raises NotFoundError, CorruptionError, FormatError."""
+        """The manifest under a key, checked. Where it is damaged, that of the spare store, if there is one.
+
+        Raises NotFoundError, CorruptionError, FormatError, StoreError.
+        """
         try:
-            data = self.store.get(key, limit=layout.DOCUMENT_LIMIT)
+            return self._read(self.store, key)
+        except (NotFoundError, FormatError):
+            raise
+        except CkptError as error:
+            if self.spare is None:
+                raise
+            return self.spare.instead(error, lambda store: self._read(store, key))
+
+    @staticmethod
+    def _read(store: Store, key: str) -> Committed:
+        try:
+            data = store.get(key, limit=layout.DOCUMENT_LIMIT)
         except ObjectNotFoundError:
-            raise NotFoundError(f"checkpoint {key} is no longer in {self.store.url}", key=key) from None
+            raise NotFoundError(f"checkpoint {key} is no longer in {store.url}", key=key) from None
         manifest = unseal(data, Manifest, f"manifest {key}")
         parsed = layout.parse_manifest_key(key)
         expected = (encode_name(manifest.experiment), manifest.step, manifest.id)
@@ -256,7 +283,7 @@ class Repository:
 
     def reader(self, manifest: Manifest, verify: Verify = "full") -> ChunkReader:
         """The tensors of a checkpoint. Nothing is read yet."""
-        return ChunkReader(self.store, manifest, verify, self.document.digest)
+        return ChunkReader(self.store, manifest, verify, self.document.digest, self.spare)
 
     def forget(self, key: str) -> str:
         """Moves a manifest to the trash: the checkpoint is no longer one, its packs still stand.

@@ -48,6 +48,7 @@ HEADINGS = {
     "MetricRow": "Metric row",
     "Forward": "Forward",
     "ForwardRow": "Forward row",
+    "ParityDocument": "Parity",
 }
 
 
@@ -172,7 +173,7 @@ def store(tmp_path):
         "complex": rng.standard_normal(300) + 1j,
         "empty": np.empty((0, 2), np.float32),
     }
-    with CheckpointManager(root, experiment="a b") as manager:
+    with CheckpointManager(root, experiment="a b", parity=10) as manager:
         manager.save(state, step=1, tags=["ö"], wait=True)
         state["large"][8192:] += 1
         manager.log({"loss": float("nan")}, step=2)
@@ -200,7 +201,7 @@ def test_every_object_of_a_store_is_in_the_list_and_of_every_kind_there_is_one(s
         for part, stands_for in {
             "<experiment>": "a%20b", "<tag>": r"(%C3%B6|last)", "<step>": r"\d{12}", "<attempt>": r"\d{6}",
             "<rank>": "0", "<n>": "0", "<k>": "1", "<checkpoint id>": "@", "<segment id>": "@",
-            "<pack>": "@-0-0(-r1)?.safetensors",
+            "<pack>": "@-0-0(-r1)?.safetensors", "<same>": "@-0-0(-r1)?",
         }.items():  # fmt: skip
             pattern = pattern.replace(re.escape(part), stands_for)
         pattern = pattern.replace("@", "[0-9A-HJKMNP-TV-Z]{26}")

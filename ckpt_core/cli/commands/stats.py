@@ -49,6 +49,7 @@ def _record(found: StoreStats) -> dict[str, Any]:
         "packs": found.packs,
         "dead_bytes": found.dead_bytes,
         "trash": {"checkpoints": found.trash, "bytes": found.trash_bytes},
+        "parity_bytes": found.parity_bytes,
         "other_bytes": found.other_bytes,
         "free_bytes": found.free_bytes,
         "experiments": [
@@ -92,6 +93,8 @@ def _show(output: Output, found: StoreStats) -> None:
         f"{size(found.stored_bytes)} in {counted(found.packs, 'pack')}"
         + (f": {ratio(found.ratio)} less" if found.ratio else ""),
     )
+    if found.parity_bytes:
+        row("parity", size(found.parity_bytes))
     row("beside", f"{size(found.other_bytes)} of manifests, tags, pins and metrics")
     if found.trash:
         row(
