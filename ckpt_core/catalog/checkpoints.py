@@ -25,6 +25,7 @@ from ckpt_core.catalog.schema import (
     checkpoint_metrics,
     checkpoint_packs,
     checkpoints,
+    listings,
     packs,
     tags,
 )
@@ -40,7 +41,7 @@ from ckpt_core.catalog.types import (
 from ckpt_core.errors import NotFoundError
 from ckpt_core.model import Checkpoint
 
-__all__ = ["Entry", "drop", "forget", "put", "remove_tag", "set_pinned", "set_tag"]
+__all__ = ["Entry", "drop", "forget", "note_listing", "put", "remove_tag", "set_pinned", "set_tag"]
 
 Entry = tuple[Checkpoint, Sequence[tuple[str, int]]]
 """A checkpoint, and the name and size of each pack that it needs."""
@@ -190,7 +191,14 @@ def drop(connection: Connection, uids: Iterable[str]) -> int:
     for batch in batches(numbers, IN_LIST):
         connection.execute(delete(checkpoints).where(checkpoints.c.id.in_(batch)))
     _drop_orphans(connection, unused)
+    # The store may still have them: it is to be looked through again.
+    connection.execute(delete(listings))
     return len(numbers)
+
+
+def note_listing(connection: Connection, folder: str, word: str) -> None:
+    """Notes what a folder of the store looked like when the catalog was in line with it."""
+    upsert(connection, listings, ("folder",), [{"folder": folder, "word": word}])
 
 
 def set_tag(connection: Connection, experiment: str, tag: str, uid: str) -> None:

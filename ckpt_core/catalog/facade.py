@@ -109,6 +109,11 @@ class Catalog:
         with self._database.writing() as connection:
             checkpoints.set_pinned(connection, checkpoint_id, pinned)
 
+    def note_listing(self, folder: str, word: str) -> None:
+        """Notes what a folder of the store looked like, now that the catalog is in line with it."""
+        with self._database.writing() as connection:
+            checkpoints.note_listing(connection, folder, word)
+
     # -- checkpoints, read
 
     def checkpoint(self, checkpoint_id: str, *, include_forgotten: bool = False) -> Checkpoint | None:
@@ -156,6 +161,31 @@ class Catalog:
         with self._database.reading() as connection:
             return queries.ids(connection, experiment, include_forgotten)
 
+    def empty(self) -> bool:
+        """Whether there is no checkpoint, not even a forgotten one."""
+        with self._database.reading() as connection:
+            return queries.none_at_all(connection)
+
+    def experiment_names(self) -> list[str]:
+        """The experiments that have checkpoints, sorted."""
+        with self._database.reading() as connection:
+            return queries.experiment_names(connection)
+
+    def steps(self, experiment: str) -> dict[str, int]:
+        """The id of every checkpoint of an experiment, with its step: what the name of its manifest says."""
+        with self._database.reading() as connection:
+            return queries.steps(connection, experiment)
+
+    def nearest_step(self, experiment: str, step: int) -> int | None:
+        """The step nearest to `step` that has a checkpoint; None where there is none at all."""
+        with self._database.reading() as connection:
+            return queries.nearest_step(connection, experiment, step)
+
+    def listing_word(self, folder: str) -> str | None:
+        """What `note_listing` noted of a folder, unless checkpoints were dropped or all was rebuilt since."""
+        with self._database.reading() as connection:
+            return queries.listing_word(connection, folder)
+
     def newest(self, experiment: str) -> Checkpoint | None:
         """The newest checkpoint of the newest attempt that saved; None where nothing was saved."""
         with self._database.reading() as connection:
@@ -171,7 +201,7 @@ class Catalog:
     ) -> list[Checkpoint]:
         """The best checkpoints by a metric, the best first; ties to the older; NaN is never best.
 
-        Without `lineage` of all lineages of the experiment, at the cost of one look-up for each.
+        Without `lineage` of all lineages of the experiment.
         """
         with self._database.reading() as connection:
             return queries.best(connection, experiment, metric, mode, lineage, limit)

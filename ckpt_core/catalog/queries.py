@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, distinct, func, select, true
+from sqlalchemy import ColumnElement, Connection, Row, Select, distinct, exists, func, select, true
 
 from ckpt_core.catalog.identities import IN_LIST, batches, experiment_of, metric_of
 from ckpt_core.catalog.schema import (
@@ -16,6 +16,7 @@ from ckpt_core.catalog.schema import (
     checkpoint_packs,
     checkpoints,
     experiments,
+    listings,
     packs,
     tags,
 )
@@ -23,8 +24,10 @@ from ckpt_core.catalog.types import untidy_number
 from ckpt_core.errors import UsageError
 from ckpt_core.model import Attempt, Checkpoint, ExperimentSummary
 
-__all__ = ["best", "find_prefix", "ids", "listing", "newest", "one", "pack_list", "packs_by_key",
-           "pinned_ids", "summaries", "tags_of"]  # fmt: skip
+__all__ = [
+    *("best", "experiment_names", "find_prefix", "ids", "listing", "listing_word", "nearest_step", "newest"),
+    *("none_at_all", "one", "pack_list", "packs_by_key", "pinned_ids", "steps", "summaries", "tags_of"),
+]
 
 Order = Sequence[ColumnElement[Any]]
 
@@ -119,13 +122,15 @@ def best(
     if number is None:
         return []
     sign = 1.0 if mode == "min" else -1.0
-    found: list[tuple[float, tuple[Any, ...], int]] = []
-    for each in _lineages(connection, number) if lineage is None else [lineage]:
-        worst = sign * found[-1][0] if len(found) == limit else None
-        for row in _best_rows(connection, number, each, mode, limit, worst):
-            order = (row.attempt_number, row.attempt_uid, row.step, row.checkpoint_uid)
-            found.append((sign * row.value, order, row.checkpoint_id))
-        found = sorted(found)[:limit]
+    rows = _best_rows(connection, number, lineage, mode, limit)
+    found = sorted(
+        (
+            sign * row.value,
+            (row.attempt_number, row.attempt_uid, row.step, row.checkpoint_uid),
+            row.checkpoint_id,
+        )
+        for row in rows
+    )[:limit]
     numbers = [checkpoint for _, _, checkpoint in found]
     loaded: dict[str, Checkpoint] = {}
     for batch in batches(numbers, IN_LIST):
@@ -135,48 +140,73 @@ def best(
     return [loaded[order[-1]] for _, order, _ in found]
 
 
-def _lineages(connection: Connection, metric: int) -> Iterable[str]:
-    """Every lineage with a value of this metric, by one step in the index for each."""
-    values = checkpoint_metrics.c
-    query = select(func.min(values.lineage_uid)).where(values.metric_id == metric)
-    lineage = connection.scalar(query)
-    while lineage is not None:
-        yield lineage
-        lineage = connection.scalar(query.where(values.lineage_uid > lineage))
-
-
 def _best_rows(
     connection: Connection,
     metric: int,
-    lineage: str,
+    lineage: str | None,
     mode: Literal["min", "max"],
     limit: int,
-    worst: float | None,
 ) -> list[Row[Any]]:
-    """At most `2 * limit` rows with the best `limit` of one lineage; none, if all are worse than `worst`.
+    """At most `2 * limit` rows with the best `limit` of one lineage, or of all.
 
     In steps, since no one index gives the largest value first and yet the oldest first among equals: find
     the value of the last one wanted, then take all that are better and the oldest that equal it.
     """
     values = checkpoint_metrics.c
-    mine = (values.metric_id == metric) & (values.lineage_uid == lineage)
+    mine = values.metric_id == metric
+    if lineage is not None:
+        mine &= values.lineage_uid == lineage
     by_value = (
         select(values.value).where(mine).order_by(values.value if mode == "min" else values.value.desc())
     )
     best_value = connection.scalar(by_value.limit(1))
-    if best_value is None or (
-        worst is not None and (best_value > worst if mode == "min" else best_value < worst)
-    ):
+    if best_value is None:
         return []
     edge = best_value if limit == 1 else connection.scalar(by_value.limit(1).offset(limit - 1))
-    rows = select(checkpoint_metrics).where(mine)
+    # Only what the index holds: the table itself is not looked at.
+    oldest = (values.attempt_number, values.attempt_uid, values.step, values.checkpoint_uid)
+    rows: Select[Any] = select(values.value, values.checkpoint_id, *oldest).where(mine)
     if edge is None:
         return list(connection.execute(rows))
-    oldest = (values.attempt_number, values.attempt_uid, values.step, values.checkpoint_uid)
     found = list(connection.execute(rows.where(values.value == edge).order_by(*oldest).limit(limit)))
     if edge != best_value:
         found += connection.execute(rows.where(values.value < edge if mode == "min" else values.value > edge))
     return found
+
+
+def none_at_all(connection: Connection) -> bool:
+    """Whether the catalog knows no checkpoint, not even a forgotten one."""
+    return connection.scalar(select(checkpoints.c.id).limit(1)) is None
+
+
+def experiment_names(connection: Connection) -> list[str]:
+    """The experiments that have live checkpoints, sorted; one step in the index for each experiment."""
+    alive = exists().where(checkpoints.c.experiment_id == experiments.c.id, IS_LIVE)
+    return list(connection.scalars(select(experiments.c.name).where(alive).order_by(experiments.c.name)))
+
+
+def steps(connection: Connection, experiment: str) -> dict[str, int]:
+    """The id of every live checkpoint of an experiment, with its step."""
+    query = select(checkpoints.c.uid, checkpoints.c.step)
+    query = query.where(checkpoints.c.experiment_id == experiment_of(experiment), IS_LIVE)
+    return {row.uid: row.step for row in connection.execute(query)}
+
+
+def nearest_step(connection: Connection, experiment: str, step: int) -> int | None:
+    """The step nearest to `step` of which there is a live checkpoint; of two, the lower."""
+    column = checkpoints.c.step
+    query = select(column).where(checkpoints.c.experiment_id == experiment_of(experiment), IS_LIVE).limit(1)
+    found = (
+        connection.scalar(query.where(column <= step).order_by(column.desc())),
+        connection.scalar(query.where(column >= step).order_by(column)),
+    )
+    return min((each for each in found if each is not None), key=lambda s: abs(s - step), default=None)
+
+
+def listing_word(connection: Connection, folder: str) -> str | None:
+    """What `note_listing` noted last."""
+    word: str | None = connection.scalar(select(listings.c.word).where(listings.c.folder == folder))
+    return word
 
 
 def tags_of(connection: Connection, experiment: str) -> dict[str, str]:

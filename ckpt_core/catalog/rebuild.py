@@ -16,6 +16,7 @@ from ckpt_core.catalog.schema import (
     checkpoint_packs,
     experiment_metrics,
     experiments,
+    listings,
     metric_names,
     packs,
     tags,
@@ -27,6 +28,7 @@ __all__ = ["Rebuild"]
 
 # Whatever refers to a table goes before it.
 _CHILDREN_FIRST = (
+    listings,
     checkpoint_metrics,
     checkpoint_packs,
     tags,

@@ -27,7 +27,7 @@ from ckpt_core.catalog.types import KEY_LENGTH, NAME_LENGTH, UID_LENGTH, ExactTe
 
 __all__ = ["HEAD", "REVISIONS", "metadata"]
 
-REVISIONS = ("0001",)
+REVISIONS = ("0001", "0002")
 """Every revision that this version can bring up to date, the oldest first."""
 HEAD = REVISIONS[-1]
 
@@ -150,6 +150,10 @@ checkpoint_metrics = Table(
         "ix_checkpoint_metrics_best",
         *("metric_id", "lineage_uid", "value", "attempt_number", "attempt_uid", "step", "checkpoint_uid"),
     ),
+    Index(
+        "ix_checkpoint_metrics_best_of_all",
+        *("metric_id", "value", "attempt_number", "attempt_uid", "step", "checkpoint_uid"),
+    ),
     sqlite_with_rowid=False,
 )
 
@@ -188,6 +192,15 @@ checkpoint_packs = Table(
     Column("checkpoint_id", Integer, ForeignKey("checkpoints.id"), primary_key=True, autoincrement=False),
     Column("pack_id", Integer, ForeignKey("packs.id"), primary_key=True, autoincrement=False, index=True),
     sqlite_with_rowid=False,
+)
+
+# What a folder of the store looked like when the catalog was last in line with it, by the encoded name of the
+# experiment: while it still looks so, nobody has to list it.
+listings = Table(
+    "listings",
+    metadata,
+    Column("folder", ExactText(NAME_LENGTH), primary_key=True),
+    Column("word", String(255), nullable=False),
 )
 
 # History: it names checkpoints and outlives their rows, so no foreign keys.

@@ -89,7 +89,7 @@ class Call:
         if rest == "best" and metric is None:
             metric = self._only_metric(experiment)
         index = self.workspace.index
-        return candidates(index, reference, experiment=None, metric=metric, mode=self.mode)[0]
+        return next(candidates(index, reference, experiment=None, metric=metric, mode=self.mode))
 
     def _only_metric(self, experiment: str | None) -> str | None:
         """The metric that all checkpoints carry, if they carry no other. Says so: it is a guess."""

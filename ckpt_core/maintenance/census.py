@@ -37,9 +37,12 @@ def packs_in(repository: Repository) -> Iterator[tuple[str, int]]:
 def live_keys(repository: Repository, known: Container[str] = ()) -> Iterator[str]:
     """The key of every manifest that is not forgotten. Those `known` are not taken apart, which takes longer
     than to list them."""
-    for info in repository.store.list(layout.MANIFESTS):
-        if info.key in known or layout.parse_manifest_key(info.key) is not None:
-            yield info.key
+    store = repository.store
+    for folder in store.folders(layout.MANIFESTS):
+        for name in store.names(f"{layout.MANIFESTS}/{folder}"):
+            key = f"{layout.MANIFESTS}/{folder}/{name}"
+            if key in known or layout.parse_manifest_key(key) is not None:
+                yield key
 
 
 def chunks_of(manifest: Manifest) -> Iterator[tuple[str, int, int]]:

@@ -10,6 +10,7 @@ from ckpt_core import clock
 from ckpt_core.errors import CkptError, ObjectNotFoundError
 from ckpt_core.format.documents import Reference
 from ckpt_core.format.names import encode_name
+from ckpt_core.maintenance.listings import SETTLED
 from ckpt_core.model import Checkpoint
 from ckpt_core.repository import References, Repository, layout
 from ckpt_core.stores import ObjectInfo
@@ -17,9 +18,6 @@ from ckpt_core.stores import ObjectInfo
 __all__ = ["MarkReader", "Marks"]
 
 _log = logging.getLogger("ckpt_core.maintenance")
-_SETTLED = 2.0
-"""Seconds after which an object that still has the same date will not change without changing it: no file
-system dates its files more coarsely."""
 
 
 @dataclass(slots=True)
@@ -90,5 +88,5 @@ class MarkReader:
             return known.reference
         reference = self._references.read(info.key)
         since = known.since if known is not None and same else now
-        self._known[info.key] = _Known(info, since, reference, settled=now - since > _SETTLED)
+        self._known[info.key] = _Known(info, since, reference, settled=now - since > SETTLED)
         return reference

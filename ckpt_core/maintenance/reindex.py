@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ckpt_core.errors import CkptError, NotFoundError, StoreError
+from ckpt_core.format.names import encode_name
 from ckpt_core.maintenance.marks import MarkReader, Marks
 from ckpt_core.model import Checkpoint
 from ckpt_core.repository import MetricSegments, Repository
-from ckpt_core.repository.layout import manifest_key
+from ckpt_core.repository.layout import MANIFESTS, manifest_key, manifest_names, parse_manifest_key
 
 if TYPE_CHECKING:
     from ckpt_core.catalog import Catalog
@@ -58,29 +59,34 @@ def _rows(
 def synchronise(
     repository: Repository,
     catalog: Catalog,
-    experiment: str | None = None,
-    *,
-    marks: MarkReader | None = None,
-    damaged: dict[str, CkptError] | None = None,
-) -> None:
-    """Adds to the catalog what the store has and it lacks, and takes out what the store no longer has.
+    experiment: str,
+    marks: MarkReader,
+    damaged: dict[str, CkptError],
+) -> int | None:
+    """Adds to the catalog what the store has of an experiment and it lacks, and takes out what is gone there.
 
     Costs one listing of names where nothing differs. Manifests that cannot be read are added to `damaged`,
-    by their keys, and not tried again. Raises CatalogError, StoreError.
+    by their keys, and not tried again. Returns how many manifests there are; None where something could not be
+    read, so that the catalog is not all that it should be. Raises CatalogError, StoreError.
     """
-    standing = {key.id: key.key for key in repository.manifest_keys(experiment)}
-    known = catalog.ids(experiment)
-    found = (marks or MarkReader(repository)).read(experiment)
-    missing = [standing[checkpoint] for checkpoint in sorted(standing.keys() - known)]
+    # The catalog first: what is saved in between is then put there twice, and not taken out.
+    known = catalog.steps(experiment)
+    expected = manifest_names(known)
+    folder = f"{MANIFESTS}/{encode_name(experiment)}"
+    names = set(repository.store.names(folder))
+    found = marks.read(experiment)
+    parsed = (parse_manifest_key(f"{folder}/{name}") for name in names - expected.keys())
+    missing = {key.id: key.key for key in parsed if key is not None}
     if missing:
-        catalog.put_checkpoints(_rows(repository, missing, found, {} if damaged is None else damaged))
-    gone = known - standing.keys()
+        keys = [missing[checkpoint] for checkpoint in sorted(missing)]
+        catalog.put_checkpoints(_rows(repository, keys, found, damaged))
+    gone = {expected[name] for name in expected.keys() - names}
     if gone:
         catalog.forget_checkpoints(sorted(gone))
-    names = [experiment] if experiment is not None else [summary.name for summary in catalog.experiments()]
-    indexed = catalog.ids(experiment) if missing or gone else known
-    for name in names:
-        _synchronise_marks(catalog, name, found.tags.get(name, {}), found.pins.get(name, set()), indexed)
+    hurt = {checkpoint for checkpoint, key in missing.items() if key in damaged}
+    tags, pins = found.tags.get(experiment, {}), found.pins.get(experiment, set())
+    _synchronise_marks(catalog, experiment, tags, pins, (known.keys() - gone) | (missing.keys() - hurt))
+    return None if hurt or found.damaged else len(names)
 
 
 def _synchronise_marks(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from ckpt_core.errors import CkptError, CorruptionError, NotFoundError, StoreError, UsageError
@@ -40,14 +41,15 @@ class StateLoader:
         self._hooks = hooks
 
     def load(
-        self, choices: Sequence[Checkpoint], request: LoadRequest, *, fallback: bool
+        self, wanted: Checkpoint, others: Iterable[Checkpoint], request: LoadRequest
     ) -> tuple[Checkpoint, Any]:
-        """The first of `choices` that verifies, and its state; without `fallback`, the first or none.
+        """The checkpoint wanted, or else the first of the others that verifies, and its state.
 
         Raises the error of the first where none can be loaded, and whatever is not damage.
         """
         first: CkptError | None = None
-        for checkpoint in choices if fallback else choices[:1]:
+        tried = 0
+        for checkpoint in chain([wanted], others):
             if first is not None:
                 _log.error(
                     "FALLING BACK to step %d (%s): what was asked for cannot be loaded",
@@ -60,14 +62,13 @@ class StateLoader:
                 if not self._passes_over(checkpoint, error):
                     raise
                 first = first or error
+                tried += 1
                 continue
             self._fire(HookEvent.AFTER_LOAD, checkpoint, data={"fallback": first is not None})
             return checkpoint, state
-        assert first is not None, "candidates are never empty"
-        if len(choices) > 1 and fallback:
-            first.add_note(
-                f"none of the {len(choices) - 1} checkpoints to fall back to could be loaded either"
-            )
+        assert first is not None, "there is always one that is wanted"
+        if tried > 1:
+            first.add_note(f"none of the {tried - 1} checkpoints to fall back to could be loaded either")
         raise first
 
     def pass_over(self, damaged: Sequence[tuple[ManifestKey, CkptError]], *, fallback: bool) -> None:

@@ -6,19 +6,20 @@ The catalog is an index: no save and no load fails because of it. What it missed
 from __future__ import annotations
 
 import logging
-import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ckpt_core import clock
 from ckpt_core.errors import CatalogError, CkptError, MissingExtraError, NotFoundError, StoreError, UsageError
 from ckpt_core.format.names import encode_name
+from ckpt_core.maintenance.listings import is_settled, look
 from ckpt_core.maintenance.marks import MarkReader, Marks
 from ckpt_core.maintenance.reindex import ReindexReport, reindex, synchronise
 from ckpt_core.model import Checkpoint
+from ckpt_core.pipeline.answers import Answers, Listed
 from ckpt_core.repository import MetricSegments, Repository
 from ckpt_core.repository.layout import MANIFESTS, ManifestKey, parse_manifest_key
 
@@ -32,6 +33,7 @@ _log = logging.getLogger("ckpt_core.pipeline")
 
 _TIMEOUT = 5.0
 _SLOW = 1.0
+_WORTH_NOTING = 1000  # manifests: to list fewer is cheaper than to write down that it is not necessary
 _QUIET = 30.0  # a catalog that takes long to refuse is not asked for so many seconds: saves must not wait
 
 
@@ -53,7 +55,9 @@ class Index:
         self._away = False
         self._closed = False
         self._quiet_until = 0.0
-        self._current = False  # whether all that was missed while there was no catalog has been added
+        self._in_line: dict[str, str | None] = {}
+        """Experiments with which this catalog was brought in line, and what their folders looked like then, if
+        they will not change without looking otherwise."""
         self._marks = MarkReader(repository)
         self._rows: dict[str, Checkpoint] = {}  # by key; what a manifest says never changes
         self._damaged: dict[str, CkptError] = {}
@@ -70,7 +74,7 @@ class Index:
             if self._catalog is None:
                 from ckpt_core.catalog import Catalog
 
-                self._current = False
+                self._in_line.clear()
                 self._catalog = Catalog.open(self.url, timeout=_TIMEOUT)
                 self._inode = self._file_inode()
             return self._catalog
@@ -90,36 +94,32 @@ class Index:
 
     # -- questions ---------------------------------------------------------------------------------
 
+    def ask(self, question: Callable[[Answers], T], experiment: str | None = None) -> T:
+        """What the catalog answers to a question (about one experiment), or, while it is away, the store.
+
+        The store is not asked anew what has changed: that is `synchronise`.
+        """
+        found = self._ask(lambda catalog: (question(catalog),))
+        return found[0] if found is not None else question(Listed(self.standing(experiment)))
+
     def checkpoints(self, experiment: str | None = None) -> list[Checkpoint]:
         """All committed checkpoints (of one experiment), from the oldest to the newest."""
         self.synchronise(experiment)
-        found = self._ask(lambda catalog: catalog.checkpoints(experiment))
-        return found if found is not None else self.standing(experiment)
+        return self.ask(lambda answers: answers.checkpoints(experiment), experiment)
 
     def newest(self, experiment: str) -> Checkpoint | None:
         """The newest checkpoint of the newest attempt that saved."""
         self.synchronise(experiment)
-        found = self._ask(lambda catalog: [catalog.newest(experiment)])
-        if found is not None:
-            return found[0]
-        return max(self.standing(experiment), key=lambda c: c.order, default=None)
+        return self.ask(lambda answers: answers.newest(experiment), experiment)
 
-    def best(self, experiment: str, metric: str, mode: str, lineage: str) -> Checkpoint | None:
+    def best(
+        self, experiment: str, metric: str, mode: Literal["min", "max"], lineage: str
+    ) -> Checkpoint | None:
         """The best by a metric in a lineage, as far as the catalog knows: the store is not asked anew."""
-        if not self._current:
+        if experiment not in self._in_line:
             self.synchronise(experiment)
-        best = self._ask(
-            lambda catalog: catalog.best(experiment, metric, "max" if mode == "max" else "min", lineage)
-        )
-        if best is not None:
-            return best[0] if best else None
-        sign = -1.0 if mode == "max" else 1.0
-        carrying = [
-            c
-            for c in self.standing(experiment)
-            if c.attempt.lineage == lineage and not math.isnan(c.metrics.get(metric, math.nan))
-        ]
-        return min(carrying, key=lambda c: (sign * c.metrics[metric], c.order), default=None)
+        best = self.ask(lambda answers: answers.best(experiment, metric, mode, lineage), experiment)
+        return best[0] if best else None
 
     def standing(
         self, experiment: str | None = None, keys: Iterable[str] | None = None, marks: Marks | None = None
@@ -167,9 +167,7 @@ class Index:
 
     def reindex(self) -> ReindexReport:
         """Builds the catalog anew. Raises CatalogError where it cannot be written."""
-        report = reindex(self._repository, self._segments, self.catalog())
-        self._current = True
-        return report
+        return reindex(self._repository, self._segments, self.catalog())
 
     def close(self) -> None:
         """Closes the catalog. What is asked afterwards, the store answers."""
@@ -180,21 +178,43 @@ class Index:
                 self._catalog = None
 
     def _synchronise(self, catalog: Catalog, experiment: str | None) -> None:
-        if not self._current and not catalog.ids(include_forgotten=True):
-            if self._is_used():
-                _log.warning("the catalog is empty and the store is not: it is built anew")
-                self.reindex()
-            self._current = True
-        # All of the store at first: an experiment may have changed while there was no catalog to tell.
+        if not self._in_line and catalog.empty() and self._is_used():
+            _log.warning("the catalog is empty and the store is not: it is built anew")
+            self.reindex()
         with self._lock:
-            synchronise(
-                self._repository,
-                catalog,
-                experiment if self._current else None,
-                marks=self._marks,
-                damaged=self._damaged,
-            )
-        self._current = True
+            if experiment is not None:
+                self._bring_in_line(catalog, experiment)
+                return
+            names = catalog.experiment_names()
+            for name in (*names, *self._unknown({encode_name(name) for name in names})):
+                self._bring_in_line(catalog, name)
+
+    def _bring_in_line(self, catalog: Catalog, experiment: str) -> None:
+        folder, store = encode_name(experiment), self._repository.store
+        looks = look(store, folder)  # before it is listed: what changes meanwhile shows the next time
+        word = None if looks is None else looks.word
+        if word is not None and word in (self._in_line.get(experiment), catalog.listing_word(folder)):
+            self._in_line[experiment] = word
+            return
+        count = synchronise(self._repository, catalog, experiment, self._marks, self._damaged)
+        lasts = count is not None and looks is not None and is_settled(store, looks)
+        self._in_line[experiment] = word if lasts else None
+        if lasts and word is not None and count is not None and count >= _WORTH_NOTING:
+            try:
+                catalog.note_listing(folder, word)
+            except CatalogError as error:  # by one that can only be read, each process has to list by itself
+                _log.debug("%s", error)
+
+    def _unknown(self, known: Collection[str]) -> Iterator[str]:
+        """Experiments of which the catalog has no checkpoints."""
+        for folder in self._repository.store.folders(MANIFESTS):
+            if folder not in known:
+                for name in sorted(self._repository.store.names(f"{MANIFESTS}/{folder}")):
+                    parsed = parse_manifest_key(f"{MANIFESTS}/{folder}/{name}")
+                    row = self._row(parsed.key) if parsed is not None else None
+                    if row is not None:
+                        yield row.experiment
+                        break
 
     def _is_used(self) -> bool:
         """Whether the store holds anything that a catalog should tell of."""
@@ -227,7 +247,8 @@ class Index:
                 self._quiet_until = clock.monotonic() + _QUIET
             if not self._away and not self._closed:
                 _log.warning("going on without the catalog, which is only an index: %s", error)
-            self._away, self._current = True, False
+            self._away = True
+            self._in_line.clear()
             return None
         if self._away:
             _log.warning("the catalog is back")

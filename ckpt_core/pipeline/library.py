@@ -6,7 +6,7 @@ Everything that a manager can do without saving. Making checkpoints is the manag
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ckpt_core.errors import NotFoundError, UsageError
@@ -49,7 +49,7 @@ class Library(ABC):  # noqa: B024 - abstract because it is only a part: Checkpoi
 
         Raises NotFoundError, UsageError; CorruptionError where no manifest of the experiment can be read.
         """
-        return self._candidates(ref)[0]
+        return next(self._candidates(ref))
 
     def checkpoints(self, *, all_lineages: bool = True) -> list[Checkpoint]:
         """All checkpoints of the experiment (or of its newest lineage), from the oldest to the newest."""
@@ -72,7 +72,7 @@ class Library(ABC):  # noqa: B024 - abstract because it is only a part: Checkpoi
         Raises UsageError where the manager has no metric.
         """
         try:
-            return self._candidates("best")[0]
+            return next(self._candidates("best"))
         except NotFoundError:
             return None
 
@@ -101,12 +101,13 @@ class Library(ABC):  # noqa: B024 - abstract because it is only a part: Checkpoi
         MissingExtraError. After an error the tensors of `like` may be partly overwritten.
         """
         choices = self._candidates(ref)
+        first = next(choices)
         experiment, reference = split_reference(ref, self.experiment)
         if reference == "latest":
             damaged = self.workspace.index.damaged(experiment)
-            self._loader.pass_over([d for d in damaged if d[0].id > choices[0].id], fallback=fallback)
+            self._loader.pass_over([d for d in damaged if d[0].id > first.id], fallback=fallback)
         request = LoadRequest(like, include, verify, framework)
-        self.loaded, state = self._loader.load(choices, request, fallback=fallback)
+        self.loaded, state = self._loader.load(first, choices if fallback else (), request)
         return state
 
     def open(
@@ -180,7 +181,7 @@ class Library(ABC):  # noqa: B024 - abstract because it is only a part: Checkpoi
             self.hooks.fire(HookContext(HookEvent.CORRUPTION_FOUND, experiment=self.experiment, data=facts))
         return report
 
-    def _candidates(self, ref: str) -> list[Checkpoint]:
+    def _candidates(self, ref: str) -> Iterator[Checkpoint]:
         return candidates(
             self.workspace.index, ref, experiment=self.experiment, metric=self.metric, mode=self.mode
         )

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import chain
+from typing import Literal, TypeVar
 
 from ckpt_core.errors import CkptError, CorruptionError, NotFoundError, UsageError
 from ckpt_core.format.names import check_name
 from ckpt_core.model import Checkpoint
+from ckpt_core.pipeline.answers import Answers
 from ckpt_core.pipeline.index import Index
 
 __all__ = ["Mode", "best_first", "candidates", "check_tag", "newest_lineage", "split_reference"]
 
 Mode = Literal["min", "max"]
+T = TypeVar("T")
+K = TypeVar("K")
 _SHORTEST_PREFIX = 4
 _SHOWN = 8
+_MANY = 100
 
 
 def check_tag(tag: object) -> str:
@@ -43,35 +50,89 @@ def split_reference(text: str, experiment: str | None = None) -> tuple[str | Non
 
 def candidates(
     index: Index, text: str, *, experiment: str | None, metric: str | None = None, mode: Mode = "min"
-) -> list[Checkpoint]:
+) -> Iterator[Checkpoint]:
     """The checkpoint that a reference means, followed by those to fall back to (for `latest` and `best`).
 
-    Only the lineage that the reference means is fallen back to: another one is another training. Raises
-    NotFoundError, which says what there is instead; CorruptionError where there were checkpoints and all
-    their manifests are damaged; UsageError for an ambiguous or malformed reference.
+    The first is known when this returns; the others are asked for one after the other, and only of the lineage
+    that the reference means: another one is another training. Raises NotFoundError, which says what there is
+    instead; CorruptionError where there were checkpoints and all their manifests are damaged; UsageError for
+    an ambiguous or malformed reference.
     """
     experiment, reference = split_reference(text, experiment)
-    found = index.checkpoints(experiment)
-    if not found:
+    index.synchronise(experiment)
+    if experiment is None:
+        names = index.ask(lambda answers: answers.experiment_names())
+    else:
+        names = [experiment] if _newest(index, experiment) else []
+    if not names:
         raise _nothing(index, experiment, text)
     if reference in ("latest", "best"):
-        names = sorted({c.experiment for c in found})
         if len(names) > 1:
             raise UsageError(
                 f"{reference!r} of which experiment? there are {', '.join(names[:_SHOWN])}: "
                 f"write {names[0]}@{reference}",
                 kind="reference",
             )
-        lineage = newest_lineage(found)
-        return lineage[::-1] if reference == "latest" else best_first(lineage, metric, mode)
-    for choice in (_with_step(found, reference), _tagged(found, reference), _prefixed(found, reference)):
-        if choice:
-            return choice
+        newest = _newest(index, names[0])
+        if newest is None:
+            raise _nothing(index, names[0], text)
+        ranked = _newest_first(index, newest) if reference == "latest" else _best(index, newest, metric, mode)
+        return chain([next(ranked)], ranked)
+    for choose in (_with_step, _tagged, _prefixed):
+        choice = choose(index, names, reference)
+        if choice is not None:
+            return iter([choice])
+    latest = max((c for name in names if (c := _newest(index, name))), key=lambda c: c.order)
     raise NotFoundError(
-        f"no checkpoint answers to {text!r}; `ckpt ls` lists what there is (latest is step "
-        f"{max(found, key=lambda c: c.order).step})",
+        f"no checkpoint answers to {text!r}; `ckpt ls` lists what there is (latest is step {latest.step})",
         reference=text,
     )
+
+
+def _newest(index: Index, experiment: str) -> Checkpoint | None:
+    return index.ask(lambda answers: answers.newest(experiment), experiment)
+
+
+def _newest_first(index: Index, newest: Checkpoint) -> Iterator[Checkpoint]:
+    lineage = newest.attempt.lineage
+    yield newest
+    yield from _more_and_more(
+        index,
+        newest,
+        lambda answers, limit: answers.checkpoints(
+            newest.experiment, lineage=lineage, newest_first=True, limit=limit
+        ),
+    )
+
+
+def _best(index: Index, newest: Checkpoint, metric: str | None, mode: Mode) -> Iterator[Checkpoint]:
+    experiment, lineage = newest.experiment, newest.attempt.lineage
+    name = _named(metric)
+    first = index.ask(lambda answers: answers.best(experiment, name, mode, lineage), experiment)
+    if not first:
+        every = index.ask(lambda answers: answers.checkpoints(experiment, lineage=lineage), experiment)
+        first = best_first(every, name, mode)[:1]
+    yield first[0]
+    yield from _more_and_more(
+        index, first[0], lambda answers, limit: answers.best(experiment, name, mode, lineage, limit)
+    )
+
+
+def _more_and_more(
+    index: Index, first: Checkpoint, question: Callable[[Answers, int], list[Checkpoint]]
+) -> Iterator[Checkpoint]:
+    """All that a question gives but the first, asked for in ever longer lists: the second is seldom wanted."""
+    given = {first.id}
+    limit, found = 8, [first]
+    while found:
+        found = index.ask(partial(_asked, question, limit), first.experiment)
+        for checkpoint in found:
+            if checkpoint.id not in given:
+                given.add(checkpoint.id)
+                yield checkpoint
+        if len(found) < limit:
+            return
+        limit *= 8
 
 
 def newest_lineage(found: list[Checkpoint]) -> list[Checkpoint]:
@@ -82,56 +143,70 @@ def newest_lineage(found: list[Checkpoint]) -> list[Checkpoint]:
 
 def best_first(checkpoints: list[Checkpoint], metric: str | None, mode: Mode) -> list[Checkpoint]:
     """Those that carry the metric, the best first; of equals the older. Raises NotFoundError, UsageError."""
+    name = _named(metric)
+    carrying = [c for c in checkpoints if not math.isnan(c.metrics.get(name, math.nan))]
+    if not carrying:
+        known = sorted({each for c in checkpoints for each in c.metrics})
+        raise NotFoundError(
+            f"no checkpoint carries the metric {name!r}; they carry {', '.join(known) or 'none'}",
+            metric=name,
+        )
+    sign = 1.0 if mode == "min" else -1.0
+    return sorted(carrying, key=lambda c: (sign * c.metrics[name], c.order))
+
+
+def _named(metric: str | None) -> str:
     if metric is None:
         raise UsageError(
             "best by which metric? give the manager metric=..., or the command --metric NAME", kind="metric"
         )
-    carrying = [c for c in checkpoints if not math.isnan(c.metrics.get(metric, math.nan))]
-    if not carrying:
-        known = sorted({name for c in checkpoints for name in c.metrics})
-        raise NotFoundError(
-            f"no checkpoint carries the metric {metric!r}; they carry {', '.join(known) or 'none'}",
-            metric=metric,
-        )
-    sign = 1.0 if mode == "min" else -1.0
-    return sorted(carrying, key=lambda c: (sign * c.metrics[metric], c.order))
+    return metric
 
 
-def _with_step(found: list[Checkpoint], reference: str) -> list[Checkpoint]:
+def _with_step(index: Index, names: Sequence[str], reference: str) -> Checkpoint | None:
     if not reference.startswith("step="):
-        return []
+        return None
     digits = reference.removeprefix("step=")
     if not (digits.isascii() and digits.isdecimal() and len(digits) < 20):
         raise UsageError(f"{reference!r} should read step=N with a whole number", kind="reference")
-    step = int(digits)
-    matching = [c for c in found if c.step == step]
+    step = min(int(digits), 1 << 62)  # no step is greater
+    matching = _in_each(index, names, lambda answers, name: answers.checkpoints(name, step=step))
     if not matching:
-        nearest = min(found, key=lambda c: (abs(c.step - step), c.step))
-        raise NotFoundError(f"no checkpoint of step {step}; the nearest is step={nearest.step}", step=step)
+        near = _in_each(index, names, lambda answers, name: [answers.nearest_step(name, step)])
+        nearest = min((s for s in near if s is not None), key=lambda s: (abs(s - step), s))
+        raise NotFoundError(f"no checkpoint of step {digits}; the nearest is step={nearest}", step=step)
     _one_experiment(matching, reference)
-    experiment = matching[0].experiment
-    lineage = newest_lineage([c for c in found if c.experiment == experiment])[0].attempt.lineage
-    return [max(matching, key=lambda c: (c.attempt.lineage == lineage, c.order))]
+    newest = _newest(index, matching[0].experiment) or matching[0]
+    return max(matching, key=lambda c: (c.attempt.lineage == newest.attempt.lineage, c.order))
 
 
-def _tagged(found: list[Checkpoint], reference: str) -> list[Checkpoint]:
-    matching = [c for c in found if reference in c.tags]
+def _tagged(index: Index, names: Sequence[str], reference: str) -> Checkpoint | None:
+    matching = _in_each(index, names, lambda answers, name: answers.checkpoints(name, tag=reference))
     _one_experiment(matching, reference)
-    return matching
+    return matching[0] if matching else None
 
 
-def _prefixed(found: list[Checkpoint], reference: str) -> list[Checkpoint]:
+def _prefixed(index: Index, names: Sequence[str], reference: str) -> Checkpoint | None:
     prefix = reference.upper()
     if len(prefix) < _SHORTEST_PREFIX:
-        return []
-    matching = [c for c in found if c.id.startswith(prefix)]
+        return None
+    only = names[0] if len(names) == 1 else None
+    matching = index.ask(lambda answers: answers.find_prefix(prefix, only, _MANY), only)
     if len(matching) > 1:
+        count = f"{_MANY} or more" if len(matching) == _MANY else len(matching)
         raise UsageError(
-            f"{reference!r} begins {len(matching)} ids ({matching[0].id}, {matching[1].id}, ...): "
-            "write more of it",
+            f"{reference!r} begins {count} ids ({matching[0].id}, {matching[1].id}, ...): write more of it",
             kind="ambiguous",
         )
-    return matching
+    return matching[0] if matching else None
+
+
+def _in_each(index: Index, names: Sequence[str], question: Callable[[Answers, str], list[T]]) -> list[T]:
+    return [found for name in names for found in index.ask(partial(_asked, question, name), name)]
+
+
+def _asked(question: Callable[[Answers, K], list[T]], about: K, answers: Answers) -> list[T]:
+    return question(answers, about)
 
 
 def _one_experiment(matching: list[Checkpoint], reference: str) -> None:
@@ -153,7 +228,8 @@ def _nothing(index: Index, experiment: str | None, text: str) -> CkptError:
         )
     if experiment is None:
         return NotFoundError(f"the store has no checkpoints yet, so {text!r} means none", reference=text)
-    others = sorted({c.experiment for c in index.checkpoints()})
+    index.synchronise()
+    others = index.ask(lambda answers: answers.experiment_names())
     known = f"; it has {', '.join(others[:_SHOWN])}" if others else ""
     return NotFoundError(
         f"the store has no checkpoints of experiment {experiment!r}{known}",

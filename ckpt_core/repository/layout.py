@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from ckpt_core import ids
@@ -24,6 +25,7 @@ __all__ = [
     "ReferenceKey",
     "forward_key",
     "manifest_key",
+    "manifest_names",
     "pack_key",
     "pack_name",
     "parity_key",
@@ -64,6 +66,11 @@ class ManifestKey(NamedTuple):
 def manifest_key(experiment: str, step: int, checkpoint: str) -> str:
     """`checkpoints/<experiment>/<12-digit step>-<checkpoint id>.json`."""
     return f"{MANIFESTS}/{encode_name(experiment)}/{step:012d}-{checkpoint}.json"
+
+
+def manifest_names(steps: Mapping[str, int]) -> dict[str, str]:
+    """The last parts of the keys of these checkpoints' manifests, and whose each is; `steps` by their ids."""
+    return {f"{step:012d}-{checkpoint}.json": checkpoint for checkpoint, step in steps.items()}
 
 
 def parse_manifest_key(key: str) -> ManifestKey | None:

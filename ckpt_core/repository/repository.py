@@ -241,13 +241,13 @@ class Repository:
 
         Reads none of them.
         """
-        folder = layout.TRASH if trash else layout.MANIFESTS
-        folder = layout.quarantine_key(layout.MANIFESTS) if quarantine else folder
-        prefix = folder if experiment is None else f"{folder}/{encode_name(experiment)}"
-        for info in self.store.list(prefix):
-            parsed = layout.parse_manifest_key(info.key)
-            if parsed is not None:
-                yield parsed
+        root = layout.TRASH if trash else layout.MANIFESTS
+        root = layout.quarantine_key(layout.MANIFESTS) if quarantine else root
+        for folder in sorted(self.store.folders(root)) if experiment is None else [encode_name(experiment)]:
+            for name in sorted(self.store.names(f"{root}/{folder}")):
+                parsed = layout.parse_manifest_key(f"{root}/{folder}/{name}")
+                if parsed is not None:
+                    yield parsed
 
     def read(self, key: str) -> Committed:
         """The manifest under a key, checked. Where it is damaged, that of the spare store, if there is one.

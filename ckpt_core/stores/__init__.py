@@ -7,11 +7,20 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from ckpt_core.errors import MissingExtraError, UsageError
-from ckpt_core.stores.contract import ObjectInfo, ObjectReader, ObjectWriter, Store
+from ckpt_core.stores.contract import Generation, ObjectInfo, ObjectReader, ObjectWriter, Store
 from ckpt_core.stores.local import LocalStore
 from ckpt_core.stores.memory import MemoryStore
 
-__all__ = ["LocalStore", "MemoryStore", "ObjectInfo", "ObjectReader", "ObjectWriter", "Store", "open_store"]
+__all__ = [
+    "Generation",
+    "LocalStore",
+    "MemoryStore",
+    "ObjectInfo",
+    "ObjectReader",
+    "ObjectWriter",
+    "Store",
+    "open_store",
+]
 
 
 def open_store(root: str | os.PathLike[str] | Store) -> Store:

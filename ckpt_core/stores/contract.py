@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
@@ -24,6 +24,7 @@ from ckpt_core.model import Buffer
 __all__ = [
     "TEMPORARY",
     "Bytes",
+    "Generation",
     "ObjectInfo",
     "ObjectReader",
     "ObjectWriter",
@@ -49,6 +50,17 @@ class ObjectInfo:
     key: str
     size: int
     modified: float
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What a folder looked like at one moment."""
+
+    word: str
+    """Another one whenever an object right in the folder came, went, or was replaced since: if not at once,
+    because clocks of file systems tick slowly, then from `since` plus their tick on."""
+    since: float
+    """When that last happened, by the store's own clock."""
 
 
 class ObjectReader(ABC):
@@ -140,6 +152,21 @@ class Store(ABC):
         no name that a key could have. Whoever stays from beginning to end is listed, even while others
         come and go. Raises StoreError rather than leave out what cannot be looked into.
         """
+
+    def names(self, folder: str) -> Iterable[str]:
+        """The last parts of the keys of all objects right in `folder`, in no order, and perhaps names that no key
+        has (a caller knows what its own look like). Much cheaper than `list`, and promises the same."""
+        start = len(folder) + 1
+        return [info.key[start:] for info in self.list(folder) if "/" not in info.key[start:]]
+
+    def folders(self, folder: str) -> Iterable[str]:
+        """The names of the folders right in `folder`, in no order, those that are empty perhaps too."""
+        start = len(folder) + 1
+        return {info.key[start:].partition("/")[0] for info in self.list(folder) if "/" in info.key[start:]}
+
+    def generation(self, folder: str) -> Generation | None:
+        """Tells whether `names(folder)` would say what it said before; None where the store cannot tell."""
+        return None
 
     @abstractmethod
     def info(self, key: str) -> ObjectInfo:

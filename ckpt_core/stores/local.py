@@ -6,9 +6,10 @@ Folders are opened one by one without following symbolic links, so nothing in a 
 
 from __future__ import annotations
 
+import math
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -17,6 +18,7 @@ from ckpt_core.errors import ObjectNotFoundError, StoreError, UsageError
 from ckpt_core.stores.contract import (
     TEMPORARY,
     Bytes,
+    Generation,
     ObjectInfo,
     ObjectReader,
     ObjectWriter,
@@ -96,6 +98,26 @@ class LocalStore(Store):
             finally:
                 os.close(folder)
 
+    def names(self, folder: str) -> Iterable[str]:
+        return [
+            entry.name
+            for entry in self._entries(folder)
+            if not entry.name.startswith(TEMPORARY) and entry.is_file(follow_symlinks=False)
+        ]
+
+    def folders(self, folder: str) -> Iterable[str]:
+        return [e.name for e in self._entries(folder) if is_key(e.name) and e.is_dir(follow_symlinks=False)]
+
+    def generation(self, folder: str) -> Generation | None:
+        """By the folder's own dates: a file system sets both whenever a name comes or goes."""
+        try:
+            with self._translated(folder), self._folder(check_key(folder)) as fd:
+                status = os.fstat(fd)
+        except ObjectNotFoundError:
+            return Generation("none", -math.inf)
+        word = f"{status.st_ino}-{status.st_mtime_ns}-{status.st_ctime_ns}"
+        return Generation(word, max(status.st_mtime, status.st_ctime))
+
     def info(self, key: str) -> ObjectInfo:
         *folders, name = check_key(key)
         with self._translated(key), self._folder(folders) as folder:
@@ -163,6 +185,15 @@ class LocalStore(Store):
         with self._translated(key):
             folder = self._make_folder(folders)
         return FileWriter(self.root / key, key, folder, self._blocks)
+
+    def _entries(self, folder: str) -> Iterator[os.DirEntry[str]]:
+        with (
+            suppress(ObjectNotFoundError),
+            self._translated(folder),
+            self._folder(check_key(folder)) as fd,
+            os.scandir(fd) as entries,
+        ):
+            yield from entries
 
     def _walk(self, folder: int, prefix: str) -> Iterator[ObjectInfo]:
         with os.scandir(folder) as entries:

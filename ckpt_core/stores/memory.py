@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from ckpt_core.errors import ObjectExistsError, ObjectNotFoundError
 from ckpt_core.model import Buffer
 from ckpt_core.stores.contract import (
     Bytes,
+    Generation,
     ObjectInfo,
     ObjectReader,
     ObjectWriter,
@@ -33,6 +35,7 @@ class MemoryStore(Store):
         self.url = url
         self._lock = threading.Lock()
         self._objects: dict[str, tuple[bytes, float]] = {}
+        self._changes: dict[str, int] = {}  # folder -> how often an object right in it came, went, or changed
 
     @classmethod
     def from_url(cls, url: str) -> MemoryStore:
@@ -53,6 +56,7 @@ class MemoryStore(Store):
         check_key(key)
         with self._lock:
             self._objects[key] = (bytes(data), self.now())
+            self._changed(key)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         check_key(prefix)
@@ -60,6 +64,11 @@ class MemoryStore(Store):
             found = [(key, *item) for key, item in self._objects.items() if key.startswith(f"{prefix}/")]
         for key, data, modified in sorted(found, key=lambda row: row[0].split("/")):
             yield ObjectInfo(key, len(data), modified)
+
+    def generation(self, folder: str) -> Generation | None:
+        check_key(folder)
+        with self._lock:
+            return Generation(str(self._changes.get(folder, 0)), -math.inf)
 
     def info(self, key: str) -> ObjectInfo:
         data, modified = self._object(key)
@@ -71,11 +80,14 @@ class MemoryStore(Store):
             item = self._object(key)
             del self._objects[key]
             self._objects[target] = item
+            self._changed(key)
+            self._changed(target)
 
     def delete(self, key: str) -> None:
         check_key(key)
         with self._lock:
             self._objects.pop(key, None)
+            self._changed(key)
 
     def now(self) -> float:
         return clock.now().timestamp()
@@ -85,6 +97,10 @@ class MemoryStore(Store):
 
     def free_bytes(self) -> int | None:
         return None
+
+    def _changed(self, key: str) -> None:
+        folder = key.rpartition("/")[0]
+        self._changes[folder] = self._changes.get(folder, 0) + 1
 
     def _object(self, key: str) -> tuple[bytes, float]:
         check_key(key)
@@ -98,6 +114,7 @@ class MemoryStore(Store):
             if key in self._objects:
                 raise ObjectExistsError(f"{self.url} already has an object {key!r}", key=key)
             self._objects[key] = (data, self.now())
+            self._changed(key)
 
 
 class _MemoryReader(ObjectReader):

@@ -65,7 +65,7 @@ SECOND = """
 import sqlalchemy as sa
 from alembic import op
 
-revision, down_revision = "0002", "0001"
+revision, down_revision = "0003", "0002"
 
 def upgrade():
     with op.batch_alter_table("checkpoints", recreate="always") as table:
@@ -75,11 +75,11 @@ def upgrade():
 
 
 def scripts(folder: Path, more: str = "pass") -> str:
-    """Where there are the package's scripts and a second revision, which makes today's catalogs old ones."""
+    """Where there are the package's scripts and one more revision, which makes today's catalogs old ones."""
     copy = folder / "scripts %d"
     if not copy.exists():
         shutil.copytree(SCRIPTS, copy, ignore=shutil.ignore_patterns("__pycache__"))
-        (copy / "versions" / "r0002_second.py").write_text(SECOND.format(more=more))
+        (copy / "versions" / "r0003_next.py").write_text(SECOND.format(more=more))
     return str(copy)
 
 

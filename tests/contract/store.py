@@ -6,6 +6,7 @@ A concrete class gives `store`, and `raw`, which reads an object going around th
 from __future__ import annotations
 
 import threading
+import time
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,6 +21,11 @@ BAD_KEYS = [
     "a\x7fb", "a\x1b[31m", "ä", "\udcff", ".tmp-0123456789abcdef", "a/.tmp-x", ".tmp-x/a", "x" * 256,
 ]  # fmt: skip
 GOOD_KEYS = ["a", "a/b", ".a", "..a", "...", "-", "~", "a%20b/%2E/c..d", "x" * 255, "a:b*c?<>|\"'", ".tmp"]
+
+
+def tick() -> None:
+    """Lets the clock of any file system that tests run on go on."""
+    time.sleep(0.02)
 
 
 class StoreContract(ABC):
@@ -245,6 +251,53 @@ class StoreContract(ABC):
         store.put("p/k", b"12345")
         assert [store.info("p/k")] == list(store.list("p"))
         assert store.info("p/k").size == 5
+
+    # -- names without a look at the objects
+
+    def test_names_and_folders_are_those_right_in_a_folder(self, store: Store) -> None:
+        for key in ("a/k", "a/l", "a/b/k", "a/b/c/k", "ab/k", "top"):
+            store.put(key, b"x")
+        assert sorted(store.names("a")) == ["k", "l"]
+        assert sorted(store.names("a/b")) == ["k"]
+        assert sorted(store.folders("a")) == ["b"]
+        assert list(store.names("none")) == []
+        assert list(store.folders("none")) == []
+
+    def test_what_is_being_written_has_no_name_yet(self, store: Store) -> None:
+        with store.create("a/k") as writer:
+            writer.write(0, b"x")
+            assert list(store.names("a")) == []
+            writer.commit()
+        assert list(store.names("a")) == ["k"]
+
+    @pytest.mark.parametrize("change", ["put", "replace", "create", "delete", "move in", "move out"])
+    def test_a_generation_changes_with_the_names_of_a_folder(self, store: Store, change: str) -> None:
+        store.put("a/k", b"x")
+        store.put("other/k", b"x")
+        before = store.generation("a")
+        if before is None:
+            pytest.skip("this store cannot tell")
+        tick()
+        assert store.get("a/k") == b"x"
+        store.put("other/l", b"x")
+        assert store.generation("a") == before
+        {
+            "put": lambda: store.put("a/l", b"x"),
+            "replace": lambda: store.put("a/k", b"y"),
+            "create": lambda: store.put_new("a/l", b"x"),
+            "delete": lambda: store.delete("a/k"),
+            "move in": lambda: store.move("other/k", "a/m"),
+            "move out": lambda: store.move("a/k", "other/m"),
+        }[change]()
+        after = store.generation("a")
+        assert after is not None
+        assert after.word != before.word
+        assert after.since >= before.since
+
+    def test_a_folder_that_is_made_later_has_another_generation(self, store: Store) -> None:
+        before = store.generation("a")
+        store.put("a/k", b"x")
+        assert before is None or store.generation("a") != before
 
     # -- moving and deleting
 

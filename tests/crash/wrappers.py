@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 from ckpt_core.errors import StoreError
 from ckpt_core.model import Buffer
-from ckpt_core.stores import ObjectInfo, ObjectReader, ObjectWriter, Store
+from ckpt_core.stores import Generation, ObjectInfo, ObjectReader, ObjectWriter, Store
 from ckpt_core.stores.contract import Bytes
 
 When = Literal["before", "after"]
@@ -47,6 +47,18 @@ class WrapperStore(Store):
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         self._on("list", prefix, "before")
         yield from self.inner.list(prefix)
+
+    def names(self, folder: str) -> Iterable[str]:
+        self._on("list", folder, "before")
+        return self.inner.names(folder)
+
+    def folders(self, folder: str) -> Iterable[str]:
+        self._on("list", folder, "before")
+        return self.inner.folders(folder)
+
+    def generation(self, folder: str) -> Generation | None:
+        self._on("generation", folder, "before")
+        return self.inner.generation(folder)
 
     def info(self, key: str) -> ObjectInfo:
         self._on("info", key, "before")

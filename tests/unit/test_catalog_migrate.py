@@ -24,7 +24,7 @@ from ckpt_core.catalog.engine import Database
 from ckpt_core.errors import CatalogError, FormatError
 from contract.catalog_case import SCRIPTS, attempt, checkpoint, point, scripts, uid
 
-TWO = ("0001", "0002")
+MORE = ("0001", "0002", "0003")
 
 
 def rows(path: Path, statement: str) -> list[Any]:
@@ -45,7 +45,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def old(path: Path) -> Path:
-    """A catalog of revision 0001 with something in every table."""
+    """A catalog of the newest revision with something in every table."""
     with Catalog.open(f"sqlite:///{path}") as catalog:
         for number in range(3):
             entry = checkpoint(number, metrics={"loss": float(number)}, tags=(f"t{number}",))
@@ -134,8 +134,8 @@ def test_an_older_catalog_is_upgraded_after_a_backup(
 ) -> None:
     before = rows(old, "SELECT * FROM checkpoints")
     with caplog.at_level(logging.INFO, "ckpt_core.catalog"):
-        backup = migrate.bring_up_to_date(database, scripts=scripts(tmp_path), revisions=TWO)
-    assert rows(old, "SELECT version_num FROM catalog_version") == [("0002",)]
+        backup = migrate.bring_up_to_date(database, scripts=scripts(tmp_path), revisions=MORE)
+    assert rows(old, "SELECT version_num FROM catalog_version") == [("0003",)]
     assert rows(old, "SELECT DISTINCT note FROM checkpoints") == [("new",)]
     catalog = Catalog(database)
     assert [c.tags for c in catalog.checkpoints("digits")] == [("t0",), ("t1",), ("t2",)]
@@ -146,21 +146,21 @@ def test_an_older_catalog_is_upgraded_after_a_backup(
     assert backup is not None
     assert backup.parent == old.parent / "backups"
     assert os.listdir(backup.parent) == [backup.name]
-    assert rows(backup, "SELECT version_num FROM catalog_version") == [("0001",)]
+    assert rows(backup, "SELECT version_num FROM catalog_version") == [(schema.HEAD,)]
     assert rows(backup, "SELECT * FROM checkpoints") == before
     assert rows(backup, "PRAGMA integrity_check") == [("ok",)]
     assert str(backup) in caplog.text
 
 
 def test_an_upgrade_happens_once(old: Path, database: Database, tmp_path: Path) -> None:
-    first = migrate.bring_up_to_date(database, scripts=scripts(tmp_path), revisions=TWO)
-    assert migrate.bring_up_to_date(database, scripts=scripts(tmp_path), revisions=TWO) is None
+    first = migrate.bring_up_to_date(database, scripts=scripts(tmp_path), revisions=MORE)
+    assert migrate.bring_up_to_date(database, scripts=scripts(tmp_path), revisions=MORE) is None
     assert first is not None
     assert len(os.listdir(first.parent)) == 1
 
 
 def test_foreign_keys_are_on_again_after_an_upgrade(old: Path, database: Database, tmp_path: Path) -> None:
-    migrate.bring_up_to_date(database, scripts=scripts(tmp_path), revisions=TWO)
+    migrate.bring_up_to_date(database, scripts=scripts(tmp_path), revisions=MORE)
     with pytest.raises(CatalogError), database.writing() as connection:
         connection.exec_driver_sql("DELETE FROM experiments")
     assert len(Catalog(database).ids()) == 3
@@ -175,12 +175,12 @@ def test_an_upgrade_that_fails_changes_nothing(
 ) -> None:
     before = tables(old)
     with pytest.raises(CatalogError) as caught:
-        migrate.bring_up_to_date(database, scripts=scripts(tmp_path, more), revisions=TWO)
+        migrate.bring_up_to_date(database, scripts=scripts(tmp_path, more), revisions=MORE)
     assert caught.value.kind == "migration"
     assert caught.value.backup.exists()
     assert "ckpt reindex" in str(caught.value)
     assert tables(old) == before
-    assert rows(old, "SELECT version_num FROM catalog_version") == [("0001",)]
+    assert rows(old, "SELECT version_num FROM catalog_version") == [(schema.HEAD,)]
     with Catalog.open(f"sqlite:///{old}") as catalog:
         assert len(catalog.ids()) == 3
 
@@ -188,9 +188,9 @@ def test_an_upgrade_that_fails_changes_nothing(
 def test_without_a_backup_nothing_is_upgraded(old: Path, database: Database, tmp_path: Path) -> None:
     (old.parent / "backups").write_text("not a folder")
     with pytest.raises(CatalogError) as caught:
-        migrate.bring_up_to_date(database, scripts=scripts(tmp_path), revisions=TWO)
+        migrate.bring_up_to_date(database, scripts=scripts(tmp_path), revisions=MORE)
     assert caught.value.kind == "backup"
-    assert rows(old, "SELECT version_num FROM catalog_version") == [("0001",)]
+    assert rows(old, "SELECT version_num FROM catalog_version") == [(schema.HEAD,)]
 
 
 # -- refused

@@ -149,15 +149,19 @@ def catalog() -> Any:
         yield catalog
 
 
+def bring_in_line(repository: Repository, catalog: Catalog, experiment: str = "digits") -> None:
+    synchronise(repository, catalog, experiment, MarkReader(repository), {})
+
+
 def test_what_is_new_and_what_is_gone(repository: Repository, catalog: Catalog) -> None:
     first = commit(repository, state(1), 1)
-    synchronise(repository, catalog, "digits")
+    bring_in_line(repository, catalog)
     second = commit(repository, state(2), 2)
     other = commit(repository, state(3), 3, experiment="other")
     repository.forget(first.key)
-    synchronise(repository, catalog, "digits")
+    bring_in_line(repository, catalog)
     assert catalog.ids() == {second.manifest.id}
-    synchronise(repository, catalog)
+    bring_in_line(repository, catalog, "other")
     assert catalog.ids() == {second.manifest.id, other.manifest.id}
     assert catalog.packs(second.manifest.id) == second.packs
 
@@ -165,47 +169,44 @@ def test_what_is_new_and_what_is_gone(repository: Repository, catalog: Catalog) 
 def test_nothing_is_read_where_nothing_differs(repository: Repository, catalog: Catalog) -> None:
     for step in range(5):
         commit(repository, state(step), step)
-    synchronise(repository, catalog)
+    bring_in_line(repository, catalog)
     assert isinstance(repository.store, CountingStore)
     repository.store.reset()
-    synchronise(repository, catalog)
+    bring_in_line(repository, catalog)
     assert repository.store.reads == []
 
 
-@pytest.mark.parametrize("scope", ["digits", None])
-def test_marks_are_set_moved_and_taken_off(
-    repository: Repository, catalog: Catalog, scope: str | None
-) -> None:
+def test_marks_are_set_moved_and_taken_off(repository: Repository, catalog: Catalog) -> None:
     first, second = commit(repository, state(1), 1), commit(repository, state(2), 2)
     references = References(repository.store)
     references.set_tag("digits", "t", first.manifest.id)
     references.pin("digits", first.manifest.id)
-    synchronise(repository, catalog, scope)
+    bring_in_line(repository, catalog)
     assert catalog.tags("digits") == {"t": first.manifest.id}
     assert catalog.pinned("digits") == {first.manifest.id}
     references.set_tag("digits", "t", second.manifest.id)
     references.unpin("digits", first.manifest.id)
     references.pin("digits", second.manifest.id)
-    synchronise(repository, catalog, scope)
+    bring_in_line(repository, catalog)
     assert catalog.tags("digits") == {"t": second.manifest.id}
     assert catalog.pinned("digits") == {second.manifest.id}
     references.remove_tag("digits", "t")
     references.unpin("digits", second.manifest.id)
-    synchronise(repository, catalog, scope)
+    bring_in_line(repository, catalog)
     assert catalog.tags("digits") == {}
     assert catalog.pinned("digits") == set()
 
 
 def test_marks_of_what_is_not_there_are_passed_over(repository: Repository, catalog: Catalog) -> None:
     only = commit(repository, state(1), 1)
-    synchronise(repository, catalog)
+    bring_in_line(repository, catalog)
     references = References(repository.store)
     references.set_tag("digits", "t", "0" * 26)
     references.pin("digits", "0" * 26)
     references.pin("ghost", only.manifest.id)
     references.set_tag("digits", "z", only.manifest.id)
     references.pin("digits", only.manifest.id)
-    synchronise(repository, catalog)
+    bring_in_line(repository, catalog)
     assert catalog.tags("digits") == {"z": only.manifest.id}
     assert catalog.pinned("digits") == {only.manifest.id}
 
