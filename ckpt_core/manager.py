@@ -16,6 +16,7 @@ from typing import Any, Literal, Self, final
 from ckpt_core import ids
 from ckpt_core.config import cores
 from ckpt_core.errors import CkptError, SaveFailedError, UsageError
+from ckpt_core.format.compression import Compression
 from ckpt_core.format.documents import Manifest
 from ckpt_core.format.hashing import Algorithm
 from ckpt_core.format.names import check_name
@@ -57,8 +58,9 @@ class CheckpointManager(Library):
     `skip`, or `replace` one not begun. At most `staged_bytes` of memory hold copies of states: training waits
     for a save whose copy would not fit. `save_threads` hash while training runs (half the cores, 4 at most);
     they give way to it. `chunk_bytes` (8 MiB) and `digest` (`"sha256"`) are what a new store is made with, and
-    hold for all of it. `parity`: percent of a pack that can be healed where its bytes are lost; its sidecar takes
-    as much room. `on_save_error`: a failed save never stops training and does not
+    hold for all of it. `compression`: `"zstd"` has what this manager writes compressed where that pays, which
+    plain safetensors cannot read. `parity`: percent of a pack that can be healed where its bytes are lost; its
+    sidecar takes as much room. `on_save_error`: a failed save never stops training and does not
     show in the exit code (`report`), unless it is to be raised at the end (`raise`) or at once (`stop`).
 
     Use it in a `with` block or call `close`, which waits for pending saves. Thread-safe, but for `save`,
@@ -83,6 +85,7 @@ class CheckpointManager(Library):
         save_threads: int | None = None,
         chunk_bytes: int | None = None,
         digest: Algorithm | None = None,
+        compression: Compression | None = None,
         parity: int = 0,
         on_save_error: OnSaveError = "report",
     ) -> None:
@@ -95,7 +98,7 @@ class CheckpointManager(Library):
             )
         threads = _checked(save_threads, "save_threads") or max(1, min(4, cores() // 2))
         staged_bytes = _checked(staged_bytes, "staged_bytes")
-        check_options(chunk_bytes, digest)
+        check_options(chunk_bytes, digest, compression)
         check_percent(parity)
         self._queue = SaveQueue(max_pending, on_busy)
         manager = HookManager(hooks)
@@ -108,8 +111,9 @@ class CheckpointManager(Library):
         self._metrics = MetricLog(workspace, experiment)
         self._retention = Retention(workspace, experiment, manager, retention, metric, mode)
         self._saver = Saver(
-            workspace, experiment, manager, self._metrics.flush, self._is_best, self._retention.apply, parity
-        )
+            workspace, experiment, manager, self._metrics.flush, self._is_best, self._retention.apply,
+            compression=compression, parity=parity,
+        )  # fmt: skip
         self._intake = Intake(self._queue, self._saver, threads=threads, staged_bytes=staged_bytes)
         self._lock = threading.RLock()
         self._attempt: Attempt | None = None

@@ -8,6 +8,7 @@ import os
 from typing import Any, TypedDict, final
 
 from ckpt_core.errors import UsageError
+from ckpt_core.format.compression import Compression
 from ckpt_core.format.hashing import Algorithm
 from ckpt_core.manager import CheckpointManager, OnSaveError
 from ckpt_core.pipeline.queue import OnBusy
@@ -29,6 +30,7 @@ class ManagerOptions(TypedDict, total=False):
     save_threads: int | None
     chunk_bytes: int | None
     digest: Algorithm | None
+    compression: Compression | None
     parity: int | None
     on_save_error: OnSaveError | None
 

@@ -62,11 +62,17 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Shard(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A box of a tensor: its chunks one after the other; `offset` and `shape` where it is not the whole."""
+    """A box of a tensor: its chunks one after the other; `offset` and `shape` where it is not the whole;
+    `stored` where some are compressed: the bytes that each takes in its pack, 0 for one that is not."""
 
     chunks: tuple[Chunk, ...] = ()
     offset: tuple[Count, ...] | None = None
     shape: tuple[Count, ...] | None = None
+    stored: tuple[Count, ...] | None = None
+
+    def stored_length(self, number: int) -> int:
+        """The bytes that a compressed chunk takes; 0 for one that is as it is in the tensor."""
+        return self.stored[number] if self.stored is not None else 0
 
 
 class TensorRecord(msgspec.Struct, frozen=True, array_like=True):

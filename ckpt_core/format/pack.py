@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from ckpt_core.errors import StateError
+from ckpt_core.format.compression import Compressed
 from ckpt_core.format.header import (
     BLANK,
     HEADER_LIMIT,
@@ -26,7 +27,7 @@ from ckpt_core.format.header import (
     StoredChunk,
     read_header,
 )
-from ckpt_core.format.sealed import DIGEST_LENGTH, FORMAT, digest_text
+from ckpt_core.format.sealed import COMPRESSED_FORMAT, DIGEST_LENGTH, FORMAT, digest_text
 from ckpt_core.model import Buffer, TensorSpec
 from ckpt_core.tree import dtypes
 
@@ -72,15 +73,25 @@ class WrittenPack:
 
 
 class _Run:
-    """Consecutive chunks of one tensor: one entry of the header."""
+    """Consecutive chunks of one tensor, all compressed or none: one entry of the header."""
 
     def __init__(self, piece: Piece, start: int) -> None:
         self.path, self.spec, self.begin, self.start = piece.path, piece.spec, piece.begin, start
         self.length = 0
+        self.compressed: list[int] = []
 
-    def goes_on_with(self, piece: Piece) -> bool:
+    def goes_on_with(self, piece: Piece, compressed: Compressed | None) -> bool:
         """Whether a piece is the next one of the same tensor."""
-        return self.length > 0 and piece.path == self.path and piece.begin == self.begin + self.length
+        alike = bool(self.compressed) == (compressed is not None)
+        return (
+            alike and self.length > 0 and piece.path == self.path and piece.begin == self.begin + self.length
+        )
+
+    def add(self, piece: Piece, compressed: Compressed | None) -> None:
+        """Goes on with a piece."""
+        self.length += piece.data.nbytes
+        if compressed is not None:
+            self.compressed.append(compressed.nbytes)
 
     @property
     def stored(self) -> TensorSpec | None:
@@ -88,7 +99,18 @@ class _Run:
         spec = dtypes.stored_as(self.spec)
         whole = self.begin == 0 and self.length == dtypes.nbytes(self.spec)
         aligned = not self.length or self.start % dtypes.alignment(spec.dtype) == 0
-        return spec if whole and aligned else None
+        return spec if whole and aligned and not self.compressed else None
+
+    @property
+    def stored_length(self) -> int:
+        """Bytes that it takes in the pack."""
+        return sum(self.compressed) if self.compressed else self.length
+
+    @property
+    def true(self) -> list[Any]:
+        """What it is, for the header, where its entry does not say it all."""
+        end = [self.begin + self.length, self.compressed] if self.compressed else []
+        return [self.path, self.spec.dtype, self.spec.shape, self.begin, *end]
 
 
 def pack_order(specs: Sequence[TensorSpec]) -> list[int]:
@@ -98,9 +120,11 @@ def pack_order(specs: Sequence[TensorSpec]) -> list[int]:
     return sorted(range(len(specs)), key=lambda i: -alignments[i])
 
 
-def header_bound(specs: Iterable[tuple[str, TensorSpec]], chunk_bytes: int) -> int:
-    """Bytes that a pack's header cannot exceed, whichever chunks of these tensors go into it, and however
-    they are ordered."""
+def header_bound(
+    specs: Iterable[tuple[str, TensorSpec]], chunk_bytes: int, *, compressed: bool = False
+) -> int:
+    """Bytes that a pack's header cannot exceed, whichever chunks of these tensors go into it, however they are
+    ordered, and, with `compressed`, whichever of them are."""
     total = 1024
     for path, spec in specs:
         runs = max(-(-dtypes.nbytes(spec) // chunk_bytes), 1)
@@ -108,16 +132,16 @@ def header_bound(specs: Iterable[tuple[str, TensorSpec]], chunk_bytes: int) -> i
         name, dtype = (len(msgspec.json.encode(text)) for text in (path, spec.dtype))
         shape = sum(len(str(length)) + 1 for length in spec.shape) + 22
         entry, true = name + shape + 170, 2 * (2 * name + dtype + shape + 90)
-        total += runs * (DIGEST_LENGTH + entry + true)
+        total += runs * (DIGEST_LENGTH + entry + true + 48 * compressed)
     return -(-total // PAGE) * PAGE
 
 
 class PackWriter:
     """Writes pieces one behind the other while the header is still unknown.
 
-    The first 32 MiB are held back (as views, not copies): a save that changed little gets a header of
-    just the size it needs; a larger one starts behind `bound` bytes kept for the header. `create` is called
-    once, and only when there is something to write.
+    The first 32 MiB are held back (as views, not copies; of what is compressed a quarter): a save that changed
+    little gets a header of just the size it needs; a larger one starts behind `bound` bytes kept for the
+    header. `create` is called once, and only when there is something to write.
     """
 
     def __init__(
@@ -130,7 +154,7 @@ class PackWriter:
         algorithm: str = "sha256",
     ) -> None:
         self._create = create
-        self._facts = {"ckpt.format": str(FORMAT), "ckpt.checkpoint": checkpoint, "ckpt.digest": algorithm,
+        self._facts = {"ckpt.checkpoint": checkpoint, "ckpt.digest": algorithm,
                        "ckpt.chunk_bytes": str(chunk_bytes)}  # fmt: skip
         self._bound = min(bound, (HEADER_LIMIT + 8) // PAGE * PAGE)
         self._runs: list[_Run] = []
@@ -141,26 +165,28 @@ class PackWriter:
         self._sink: Sink | None = None
         self.data_bytes = 0
 
-    def append(self, piece: Piece, digest: str) -> int:
-        """Takes one piece; returns where it will start, counted from the end of the header.
+    def append(self, piece: Piece, digest: str, compressed: Compressed | None = None) -> int:
+        """Takes one piece, or what it was `compressed` to; returns where it will start, counted from the end of
+        the header.
 
         Pieces of one tensor that come one behind the other become one entry. Raises StoreError.
         """
         start = self.data_bytes
         last = self._runs[-1] if self._runs else None
-        if last is None or not last.goes_on_with(piece):
+        if last is None or not last.goes_on_with(piece, compressed):
             last = _Run(piece, start)
             self._runs.append(last)
-        last.length += piece.data.nbytes
+        last.add(piece, compressed)
         if piece.data.nbytes:
             self._digests.append(digest)
-        self.data_bytes += piece.data.nbytes
-        if self._held is not None:
-            self._held.append(piece.data)
-            if self.data_bytes > _HOLD:
-                self._release(self._bound)
-        else:
-            self._write(piece.data)
+        self.data_bytes += piece.data.nbytes if compressed is None else compressed.nbytes
+        for data in (piece.data,) if compressed is None else compressed.parts:
+            if self._held is not None:
+                self._held.append(data)
+            else:
+                self._write(data)
+        if self._held is not None and self.data_bytes > (_HOLD if compressed is None else _HOLD // 4):
+            self._release(self._bound)
         return start
 
     def finish(self) -> WrittenPack:
@@ -218,12 +244,14 @@ class PackWriter:
         entries: dict[str, Any] = {}
         true: dict[str, list[Any]] = {}
         for key, run in zip(keys, self._runs, strict=True):
-            stored = run.stored or TensorSpec("U8", (run.length,))
-            end = run.start + run.length
+            stored = run.stored or TensorSpec("U8", (run.stored_length,))
+            end = run.start + run.stored_length
             entries[key] = {"dtype": stored.dtype, "shape": stored.shape, "data_offsets": [run.start, end]}
             if key != run.path or stored != run.spec:
-                true[key] = [run.path, run.spec.dtype, run.spec.shape, run.begin]
-        metadata = {"ckpt.sha256": BLANK.decode(), **self._facts, "ckpt.digests": " ".join(self._digests)}
+                true[key] = run.true
+        version = COMPRESSED_FORMAT if any(run.compressed for run in self._runs) else FORMAT
+        metadata = {"ckpt.sha256": BLANK.decode(), "ckpt.format": str(version), **self._facts,
+                    "ckpt.digests": " ".join(self._digests)}  # fmt: skip
         if true:
             metadata["ckpt.tensors"] = msgspec.json.encode(true).decode()
         header = msgspec.json.encode({"__metadata__": metadata, **entries})
@@ -239,7 +267,7 @@ def _keys(runs: Sequence[_Run]) -> list[str]:
     for run, is_whole in zip(runs, whole, strict=True):
         key = run.path
         if not is_whole or key == "__metadata__":
-            base = f"{run.path}[{run.begin}:{run.begin + run.length}]"
+            base = f"{run.path}[{run.begin}:{run.begin + run.length}]{'.zstd' if run.compressed else ''}"
             key, n = base, 1
             while key in taken:
                 n += 1

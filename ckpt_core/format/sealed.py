@@ -14,10 +14,13 @@ import msgspec
 
 from ckpt_core.errors import CorruptionError, FormatError
 
-__all__ = ["DIGEST_LENGTH", "FORMAT", "digest_text", "seal", "seal_digest", "unseal"]
+__all__ = ["COMPRESSED_FORMAT", "DIGEST_LENGTH", "FORMAT", "digest_text", "seal", "seal_digest", "unseal"]
 
 FORMAT = 1
-"""The format that this version writes, and the newest it reads."""
+"""The format of whatever a reader of format 1 can read."""
+
+COMPRESSED_FORMAT = 2
+"""That of manifests and packs with compressed chunks, which are in all else as in format 1."""
 
 DIGEST_LENGTH = 43
 """Characters of a SHA-256 in base64url without padding."""
@@ -45,9 +48,9 @@ def seal_digest(data: bytes) -> str:
     return data[-(DIGEST_LENGTH + 2) : -2].decode(errors="replace")
 
 
-def unseal(data: bytes, kind: type[T], where: str) -> T:
+def unseal(data: bytes, kind: type[T], where: str, newest: int = FORMAT) -> T:
     """The document in `data`. Raises CorruptionError where it is not what was written; FormatError where
-    it is, but of a newer format. `where` names it in messages."""
+    it is, but of a format beyond `newest`. `where` names it in messages."""
     body, tail = data[:-_TAIL], data[-_TAIL:]
     if len(data) <= _TAIL or not tail.startswith(_KEY) or not tail.endswith(b'"}'):
         _corrupt(where, "it is cut short or not a document of this engine")
@@ -55,9 +58,9 @@ def unseal(data: bytes, kind: type[T], where: str) -> T:
         _corrupt(where, "its SHA-256 does not match")
     try:
         version = msgspec.json.decode(body + b"}", type=_Versioned).format
-        if version > FORMAT:
+        if version > newest:
             raise FormatError(
-                f"{where} is of format {version}; this version of ckpt-core reads up to {FORMAT}: upgrade it",
+                f"{where} is of format {version}; this version of ckpt-core reads up to {newest}: upgrade it",
                 format=version,
                 key=where,
             )

@@ -46,12 +46,13 @@ def live_keys(repository: Repository, known: Container[str] = ()) -> Iterator[st
 
 
 def chunks_of(manifest: Manifest) -> Iterator[tuple[str, int, int]]:
-    """(pack, offset, length) of every chunk that a manifest names."""
+    """(pack, offset, length there) of every chunk that a manifest names."""
     for tensor in manifest.tensors:
         size = dtypes.nbytes(TensorSpec(tensor.dtype, tensor.shape))
-        for number, chunk in enumerate(tensor.shards[0].chunks):
+        (shard,) = tensor.shards
+        for number, chunk in enumerate(shard.chunks):
             length = min(manifest.chunk_bytes, size - number * manifest.chunk_bytes)
-            yield manifest.packs[chunk.pack].name, chunk.offset, length
+            yield manifest.packs[chunk.pack].name, chunk.offset, shard.stored_length(number) or length
 
 
 @dataclass(slots=True)

@@ -9,8 +9,8 @@ from contextlib import suppress
 import msgspec
 
 from ckpt_core.errors import CkptError, CorruptionError, ObjectExistsError
-from ckpt_core.format.documents import Chunk, Forward, ForwardRow, Manifest, PackRecord, Shard
-from ckpt_core.format.hashing import digest_of
+from ckpt_core.format.compression import Compressed
+from ckpt_core.format.documents import Chunk, Forward, ForwardRow, Manifest, PackRecord
 from ckpt_core.format.pack import PackHeader, PackWriter, Piece, StoredChunk, header_bound, read_header
 from ckpt_core.format.sealed import seal
 from ckpt_core.model import Buffer
@@ -48,11 +48,11 @@ def rewrite(
             with suppress(ObjectExistsError):
                 _copy(repository, reader, header, name, target, frozenset(offsets))
     with store.open(layout.pack_key(target)) as reader:
-        moved = {chunk.digest: chunk.offset for chunk in read_header(reader.read, reader.size, target).chunks}
+        moved = {_form(chunk): chunk.offset for chunk in read_header(reader.read, reader.size, target).chunks}
     rows = tuple(
-        ForwardRow(chunk.offset, chunk.digest, target, moved[chunk.digest])
+        ForwardRow(chunk.offset, chunk.digest, target, moved[_form(chunk)])
         for chunk in header.chunks
-        if chunk.digest in moved
+        if _form(chunk) in moved
     )
     store.put(layout.forward_key(name), seal(Forward(pack=name, rows=rows)))
     for source in sources:
@@ -73,12 +73,18 @@ def serves(repository: Repository, name: str, offsets: Iterable[int]) -> bool:
 
     Raises CorruptionError, StoreError.
     """
-    digests = []
+    forms = []
     for each in (name, successor(name)):
         with repository.store.open(layout.pack_key(each)) as reader:
             chunks = read_header(reader.read, reader.size, each).chunks
-            digests.append({chunk.offset: chunk.digest for chunk in chunks})
-    return {digests[0].get(offset) for offset in offsets} <= set(digests[1].values())
+            forms.append({chunk.offset: _form(chunk) for chunk in chunks})
+    return {forms[0].get(offset) for offset in offsets} <= set(forms[1].values())
+
+
+def _form(chunk: StoredChunk) -> tuple[str, int | None, int]:
+    """What a chunk must have in common with another to stand in its place: manifests say how long it is, and
+    the same bytes as values of two types are compressed to two lengths."""
+    return chunk.digest, chunk.expanded, chunk.length
 
 
 def _copy(
@@ -99,13 +105,15 @@ def _copy(
         writers.append(repository.store.create(layout.pack_key(target)))
         return writers[0]
 
-    bound = header_bound({(chunk.path, chunk.spec) for chunk in chunks}, chunk_bytes)
+    compressed = any(chunk.expanded is not None for chunk in chunks)
+    bound = header_bound({(chunk.path, chunk.spec) for chunk in chunks}, chunk_bytes, compressed=compressed)
     pack = PackWriter(
         create, checkpoint=header.checkpoint, chunk_bytes=chunk_bytes, bound=bound, algorithm=algorithm
     )
     try:
         for chunk in chunks:
-            pack.append(_piece(reader.read, chunk, name, algorithm), chunk.digest)
+            piece, stored = _piece(reader.read, chunk, name, algorithm)
+            pack.append(piece, chunk.digest, stored)
         pack.finish()
         writers[0].commit()
     finally:
@@ -113,15 +121,20 @@ def _copy(
             writer.discard()
 
 
-def _piece(read: Callable[[int, int], Buffer], chunk: StoredChunk, name: str, algorithm: str) -> Piece:
-    data = read(chunk.offset, chunk.length)
-    if digest_of(data, algorithm) != chunk.digest:
+def _piece(
+    read: Callable[[int, int], Buffer], chunk: StoredChunk, name: str, algorithm: str
+) -> tuple[Piece, Compressed | None]:
+    stored = read(chunk.offset, chunk.length)
+    try:
+        data = chunk.content(stored, algorithm)
+    except CorruptionError as error:
         raise CorruptionError(
             f"the chunk at {chunk.offset} of pack {name} is damaged; `ckpt verify` lists what it hurts",
             key=layout.pack_key(name),
             offset=chunk.offset,
-        )
-    return Piece(chunk.path, chunk.spec, chunk.begin, data)
+        ) from error
+    as_it_is = Compressed((stored,), stored.nbytes) if chunk.expanded is not None else None
+    return Piece(chunk.path, chunk.spec, chunk.begin, data), as_it_is
 
 
 def _lead_past(repository: Repository, source: str, name: str, moved: dict[int, ForwardRow]) -> None:
@@ -169,7 +182,11 @@ def rebased(repository: Repository, manifest: Manifest) -> Manifest:
 
     tensors = tuple(
         msgspec.structs.replace(
-            tensor, shards=(Shard(tuple(moved(chunk) for chunk in tensor.shards[0].chunks)),)
+            tensor,
+            shards=tuple(
+                msgspec.structs.replace(shard, chunks=tuple(moved(chunk) for chunk in shard.chunks))
+                for shard in tensor.shards
+            ),
         )
         for tensor in manifest.tensors
     )

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import final
 
-from ckpt_core.errors import CkptError, CorruptionError, NotFoundError, ObjectNotFoundError
+from ckpt_core.errors import CkptError, CorruptionError, MissingExtraError, NotFoundError, ObjectNotFoundError
 from ckpt_core.format.documents import Manifest, StoreDocument
 from ckpt_core.format.pack import read_header
 from ckpt_core.format.sealed import unseal
@@ -77,8 +77,8 @@ class _Pack:
     data_bytes: int = 0
     header_digest: str | None = None
     fault: CkptError | None = None
-    chunks: dict[int, str] = field(default_factory=dict)
-    """Offset -> digest."""
+    chunks: dict[int, tuple[str, int]] = field(default_factory=dict)
+    """Offset -> digest, and of one that is compressed the bytes that it takes."""
     damaged: dict[int, str] = field(default_factory=dict)
     """Offset -> what is wrong."""
 
@@ -115,7 +115,7 @@ class CheckpointVerifier:
         With `read_data` every byte of the packs (or of these `packs` alone) is read and hashed; without, their
         headers only. Damage is reported, not raised, and so is what the disk refuses to read. What is forgotten
         meanwhile is left out. Raises NotFoundError for one of `keys` that is not there; StoreError where the
-        store cannot be listed.
+        store cannot be listed; MissingExtraError where chunks are compressed that cannot be expanded here.
         """
         self._clear()
         return self._run(None if keys is None else list(keys), read_data, packs, progress)
@@ -187,7 +187,10 @@ class CheckpointVerifier:
                     pack.size = reader.size
                     header = read_header(reader.read, reader.size, name)
                 pack.header_digest, pack.data_bytes = header.digest, header.data_bytes
-                pack.chunks = {chunk.offset: chunk.digest for chunk in header.chunks}
+                pack.chunks = {
+                    chunk.offset: (chunk.digest, 0 if chunk.expanded is None else chunk.length)
+                    for chunk in header.chunks
+                }
             except CkptError as error:
                 pack.fault = error
         return self._packs[name]
@@ -199,9 +202,9 @@ class CheckpointVerifier:
             if pack.header_digest not in (None, record.header):
                 place = layout.pack_key(record.name)
                 self._hurts(manifest, "header", place, "the pack is not the one that the manifest names")
-        for name, offset, digest in self._chunks(manifest):
+        for name, offset, chunk in self._chunks(manifest):
             pack = self._pack(name)
-            if pack.fault is None and pack.chunks.get(offset) != digest:
+            if pack.fault is None and pack.chunks.get(offset) != chunk:
                 detail = f"the pack does not hold the chunk that should begin at {offset}"
                 self._hurts(manifest, "missing", layout.pack_key(name), detail)
 
@@ -226,16 +229,18 @@ class CheckpointVerifier:
     def _hurts(self, manifest: Manifest, kind: str, place: str, detail: str) -> None:
         self._hurt.setdefault((kind, place, detail), set()).add(manifest.id)
 
-    def _chunks(self, manifest: Manifest) -> Iterator[tuple[str, int, str]]:
-        """(pack, offset, digest) of every chunk, where it is now: forwardings are followed."""
+    def _chunks(self, manifest: Manifest) -> Iterator[tuple[str, int, tuple[str, int]]]:
+        """(pack, offset, (digest, bytes that it takes if compressed)) of every chunk, where it is now:
+        forwardings are followed."""
         for tensor in manifest.tensors:
-            for chunk in tensor.shards[0].chunks:
+            (shard,) = tensor.shards
+            for number, chunk in enumerate(shard.chunks):
                 name, offset = manifest.packs[chunk.pack].name, chunk.offset
                 for _ in range(100):  # a damaged store may lead in circles
                     if not self._pack(name).missing or offset not in self._forward(name):
                         break
                     name, offset = self._forward(name)[offset]
-                yield name, offset, chunk.digest
+                yield name, offset, (chunk.digest, shard.stored_length(number))
 
     def _forward(self, name: str) -> dict[int, tuple[str, int]]:
         if name not in self._forwards:
@@ -268,6 +273,8 @@ class CheckpointVerifier:
                             done += sum(chunk.length for chunk in group)
                             if progress is not None:
                                 progress(done, total)
+                except MissingExtraError:  # of what cannot be looked into nothing can be said
+                    raise
                 except CkptError as error:  # changed or deleted since its header was read
                     pack.fault = error
 

@@ -56,6 +56,7 @@ class Saver:
     flush_metrics: Callable[[], object]
     is_best: Callable[[Checkpoint], bool]
     retain: Callable[[Checkpoint], object]
+    compression: str | None = None
     parity: int = 0
     """Percent of a pack that can be healed; its sidecar is written when the save is durable."""
     failures: list[tuple[int, BaseException]] = field(default_factory=list)
@@ -148,7 +149,9 @@ class Saver:
         )
         base = rebased(repository, self._base) if self._base is not None else None
         for _ in range(3):
-            committed = repository.commit(snapshot, draft, base=base, threads=request.threads)
+            committed = repository.commit(
+                snapshot, draft, base=base, compression=self.compression, threads=request.threads
+            )
             gone = self._gone(committed)
             if not gone:
                 return committed

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 from ckpt_core.errors import CorruptionError, FormatError
+from ckpt_core.format.compression import EXPANSION
 from ckpt_core.format.documents import Manifest, TensorRecord
 from ckpt_core.format.names import fault_in_stored
+from ckpt_core.format.sealed import FORMAT
 from ckpt_core.model import TensorSpec
 from ckpt_core.tree import check_tree, dtypes
 
@@ -20,8 +22,8 @@ def check_manifest(manifest: Manifest, where: str) -> None:
     """Raises CorruptionError where a manifest, though intact, contradicts itself; FormatError where it
     holds what this version cannot read.
 
-    After this no number in it leads outside a pack or a list, and none asks for more memory than the packs
-    that it names have bytes.
+    After this no number in it leads outside a pack or a list, and none asks for more memory than the chunks
+    that it names can hold.
     """
     fault = fault_in_stored(manifest.experiment)
     if fault:
@@ -51,8 +53,15 @@ def _fault(tensor: TensorRecord, manifest: Manifest, where: str) -> str | None:
     chunks = tensor.shards[0].chunks
     if len(chunks) != -(-size // manifest.chunk_bytes):
         return "has too few or too many chunks"
+    stored = tensor.shards[0].stored
+    if stored is not None and (len(stored) != len(chunks) or manifest.format == FORMAT):
+        return f"has compressed chunks, but not as many as chunks, or though it is of format {FORMAT}"
     for number, chunk in enumerate(chunks):
         length = min(manifest.chunk_bytes, size - number * manifest.chunk_bytes)
+        if stored is not None and stored[number]:
+            if length > stored[number] * EXPANSION:
+                return "has a compressed chunk that is too short for what it is to hold"
+            length = stored[number]
         if chunk.pack >= len(manifest.packs) or chunk.offset + length > manifest.packs[chunk.pack].size:
             return "has a chunk that lies outside its pack"
     return None

@@ -7,15 +7,16 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from ckpt_core.errors import CkptError, CorruptionError, ObjectNotFoundError, StoreError
+from ckpt_core.format.compression import expand, require
 from ckpt_core.format.documents import Chunk, Forward, Manifest, PackRecord
 from ckpt_core.format.hashing import digest_of
 from ckpt_core.format.header import read_header
-from ckpt_core.format.sealed import unseal
+from ckpt_core.format.sealed import FORMAT, unseal
 from ckpt_core.model import Buffer, TensorSpec
 from ckpt_core.repository import layout
 from ckpt_core.repository.spare import Spare
@@ -46,7 +47,10 @@ def read_forward(store: Store, pack: str) -> Forward:
 
 
 class ChunkReader:
-    """The bytes of one checkpoint's tensors, by index. Thread-safe. Holds its packs open until `close`."""
+    """The bytes of one checkpoint's tensors, by index. Thread-safe. Holds its packs open until `close`.
+
+    Raises MissingExtraError where it has compressed chunks and they cannot be expanded here.
+    """
 
     def __init__(
         self,
@@ -56,6 +60,8 @@ class ChunkReader:
         algorithm: str = "sha256",
         spare: Spare | None = None,
     ) -> None:
+        if manifest.format != FORMAT:
+            require()
         self.manifest = manifest
         self._store = store
         self._verify = verify
@@ -114,7 +120,7 @@ class ChunkReader:
 
     def read_range(self, index: int, begin: int, end: int) -> Buffer:
         """Bytes `begin` to `end` of a tensor. Whole chunks are read, since a digest covers a whole chunk,
-        unless verification is off."""
+        unless verification is off and they are not compressed."""
         size = dtypes.nbytes(self.spec(index))
         begin, end = max(0, min(begin, size)), max(0, min(end, size))
         if end <= begin:
@@ -193,17 +199,40 @@ class ChunkReader:
         spare.instead(error, there)
 
     def _read_own(self, index: int, position: int, out: Buffer) -> None:
-        chunk_bytes = self.manifest.chunk_bytes
-        chunk = self.manifest.tensors[index].shards[0].chunks[position // chunk_bytes]
+        number, skipped = divmod(position, self.manifest.chunk_bytes)
+        shard = self.manifest.tensors[index].shards[0]
+        chunk, stored = shard.chunks[number], shard.stored_length(number)
         pack, offset = self._locate(chunk)
-        count = self._required(pack).read_into(offset + position % chunk_bytes, out)
         facts = {"key": layout.pack_key(pack), "offset": offset, "digest": chunk.digest, "tensor": index}
-        if count != out.nbytes:
+        whole = out
+        if stored:
+            data = self._required(pack).read(offset, stored)
+            count, expected = data.nbytes, stored
+        else:
+            count, expected = self._required(pack).read_into(offset + skipped, out), out.nbytes
+        if count != expected:
             raise self._corrupt("truncated", f"pack {pack} ends inside the chunk at {offset}", **facts)
-        if self._verify != "off" and digest_of(out, self._algorithm) != chunk.digest:
+        if stored:
+            whole = self._expanded(data, index, number, out, facts)
+        if self._verify != "off" and digest_of(whole, self._algorithm) != chunk.digest:
             raise self._corrupt(
                 "digest", f"the bytes at {offset} of pack {pack} are not those that were written", **facts
             )
+        if whole is not out:
+            out[:] = whole[skipped : skipped + out.nbytes]
+
+    def _expanded(self, data: Buffer, index: int, number: int, out: Buffer, facts: dict[str, Any]) -> Buffer:
+        """The whole of a compressed chunk, in `out` if that is where it fits."""
+        begin = number * self.manifest.chunk_bytes
+        length = min(self.manifest.chunk_bytes, dtypes.nbytes(self.spec(index)) - begin)
+        whole = out if out.nbytes == length else np.empty(length, np.uint8)
+        try:
+            expand(data, whole)
+        except CorruptionError as error:
+            raise self._corrupt(
+                error.kind, f"{error}, at {facts['offset']} of {facts['key']}", **facts
+            ) from error
+        return whole
 
     def _locate(self, chunk: Chunk) -> tuple[str, int]:
         name, offset = self.manifest.packs[chunk.pack].name, chunk.offset

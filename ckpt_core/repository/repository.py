@@ -23,18 +23,20 @@ from ckpt_core.errors import (
     StoreError,
     UsageError,
 )
-from ckpt_core.format.documents import AttemptRecord, Forward, Manifest, PackRecord, StoreDocument
+from ckpt_core.format.compression import COMPRESSIONS
+from ckpt_core.format.compression import require as require_compression
+from ckpt_core.format.documents import AttemptRecord, Forward, Manifest, StoreDocument
 from ckpt_core.format.hashing import ALGORITHMS, require
 from ckpt_core.format.names import encode_name
 from ckpt_core.format.numbers import number_from, number_to
-from ckpt_core.format.sealed import seal, seal_digest, unseal
+from ckpt_core.format.sealed import COMPRESSED_FORMAT, FORMAT, seal, seal_digest, unseal
 from ckpt_core.model import Attempt, Checkpoint, Snapshot
 from ckpt_core.repository import layout
 from ckpt_core.repository.checking import check_manifest
 from ckpt_core.repository.layout import ManifestKey
 from ckpt_core.repository.reader import ChunkReader, Verify, read_forward
 from ckpt_core.repository.spare import Spare
-from ckpt_core.repository.writer import Part, still_there, write_part
+from ckpt_core.repository.writer import Known, Part, still_there, write_part
 from ckpt_core.stores import Store
 
 __all__ = ["CHUNK_BYTES", "Committed", "Draft", "Repository", "attempt_from", "attempt_to", "check_options"]
@@ -91,8 +93,8 @@ class Committed:
         )
 
 
-def check_options(chunk_bytes: int | None, digest: str | None) -> None:
-    """Raises UsageError for what no store can be made with, MissingExtraError."""
+def check_options(chunk_bytes: int | None, digest: str | None, compression: str | None = None) -> None:
+    """Raises UsageError for what no store can be made with, nor a checkpoint written; MissingExtraError."""
     if chunk_bytes is not None and (chunk_bytes % CHUNK_STEP or not CHUNK_STEP <= chunk_bytes <= CHUNK_MOST):
         raise UsageError(
             f"chunk_bytes={chunk_bytes!r} must be a multiple of {CHUNK_STEP}, {CHUNK_MOST} at most",
@@ -102,6 +104,12 @@ def check_options(chunk_bytes: int | None, digest: str | None) -> None:
         if digest not in ALGORITHMS:
             raise UsageError(f"digest={digest!r} must be one of {', '.join(ALGORITHMS)}", kind="option")
         require(digest)
+    if compression is not None:
+        if compression not in COMPRESSIONS:
+            raise UsageError(
+                f"compression={compression!r} must be None or one of {', '.join(COMPRESSIONS)}", kind="option"
+            )
+        require_compression()
 
 
 def attempt_from(record: AttemptRecord) -> Attempt:
@@ -195,14 +203,16 @@ class Repository:
         *,
         base: Manifest | None = None,
         approve: Callable[[], None] | None = None,
+        compression: str | None = None,
         threads: int | None = None,
     ) -> Committed:
         """Writes a checkpoint. When this returns it is durable; when it raises StoreError there is none.
 
         (An interruption from outside, as KeyboardInterrupt, may also come just after the commit: then there
         is a checkpoint, and a whole one.) `base` is the manifest whose chunks are not written again.
-        `approve` is called just before the commit and stops it by raising. `threads` hash, as many as there
-        are cores if it is left out.
+        `approve` is called just before the commit and stops it by raising. With `compression` what is newly
+        written is compressed where that pays. `threads` hash and compress, as many as there are cores if it is
+        left out.
         """
         checkpoint = ids.new_ulid()
         for _ in range(3):
@@ -215,6 +225,7 @@ class Repository:
                 chunk_bytes=self.document.chunk_bytes,
                 known=known,
                 algorithm=self.document.digest,
+                compression=compression,
                 threads=threads,
             )
             try:
@@ -269,7 +280,7 @@ class Repository:
             data = store.get(key, limit=layout.DOCUMENT_LIMIT)
         except ObjectNotFoundError:
             raise NotFoundError(f"checkpoint {key} is no longer in {store.url}", key=key) from None
-        manifest = unseal(data, Manifest, f"manifest {key}")
+        manifest = unseal(data, Manifest, f"manifest {key}", COMPRESSED_FORMAT)
         parsed = layout.parse_manifest_key(key)
         expected = (encode_name(manifest.experiment), manifest.step, manifest.id)
         if parsed is None or (parsed.folder, parsed.step, parsed.id) != expected:
@@ -282,7 +293,7 @@ class Repository:
         return Committed(manifest, key, seal_digest(data))
 
     def reader(self, manifest: Manifest, verify: Verify = "full") -> ChunkReader:
-        """The tensors of a checkpoint. Nothing is read yet."""
+        """The tensors of a checkpoint. Nothing is read yet. Raises MissingExtraError."""
         return ChunkReader(self.store, manifest, verify, self.document.digest, self.spare)
 
     def forget(self, key: str) -> str:
@@ -303,6 +314,7 @@ class Repository:
 
     def _publish(self, checkpoint: str, snapshot: Snapshot, draft: Draft, part: Part) -> Committed:
         manifest = Manifest(
+            format=COMPRESSED_FORMAT if part.compressed else FORMAT,
             id=checkpoint,
             experiment=draft.experiment,
             step=draft.step,
@@ -323,16 +335,16 @@ class Repository:
         self.store.put_new(key, data)
         return Committed(manifest, key, seal_digest(data))
 
-    def _known(self, base: Manifest | None) -> dict[str, tuple[PackRecord, int]]:
+    def _known(self, base: Manifest | None) -> dict[str, Known]:
         """Chunks of `base` that can be named again. Those of a rewritten pack are left to be written anew."""
         if base is None:
             return {}
         alive = [still_there(self.store, pack) for pack in base.packs]
         return {
-            chunk.digest: (base.packs[chunk.pack], chunk.offset)
+            chunk.digest: Known(base.packs[chunk.pack], chunk.offset, shard.stored_length(number))
             for tensor in base.tensors
             for shard in tensor.shards
-            for chunk in shard.chunks
+            for number, chunk in enumerate(shard.chunks)
             if alive[chunk.pack]
         }
 

@@ -1,4 +1,5 @@
-"""From a snapshot to a pack: cut into chunks, hash, leave out what the parent has, write the rest."""
+"""From a snapshot to a pack: cut into chunks, hash, leave out what the parent has, write the rest, compressed
+where that is asked for and pays."""
 
 from __future__ import annotations
 
@@ -6,16 +7,17 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ckpt_core.errors import ObjectNotFoundError
 from ckpt_core.format.documents import Chunk, PackRecord, Shard, TensorRecord
 from ckpt_core.format.pack import PackWriter, Piece, empty_piece, header_bound, pack_order
 from ckpt_core.model import Snapshot, StagedTensor
 from ckpt_core.repository import layout
-from ckpt_core.repository.digests import digest_in_order
+from ckpt_core.repository.digests import compressed, digest_in_order
 from ckpt_core.stores import ObjectWriter, Store
 
-__all__ = ["MAX_PACKS", "KnownChunks", "Part", "still_there", "write_part"]
+__all__ = ["MAX_PACKS", "Known", "KnownChunks", "Part", "still_there", "write_part"]
 
 MAX_PACKS = 64
 """Packs that one checkpoint may name: what bounds the files a reader must open."""
@@ -29,9 +31,22 @@ class Part:
     packs: tuple[PackRecord, ...]
     written_bytes: int
 
+    @property
+    def compressed(self) -> bool:
+        """Whether it names chunks that are compressed, be they new or the parent's."""
+        return any(shard.stored is not None for tensor in self.tensors for shard in tensor.shards)
 
-KnownChunks = Mapping[str, tuple[PackRecord, int]]
-"""Chunks that need not be written again: digest -> pack and offset from the pack's beginning."""
+
+class Known(NamedTuple):
+    """Where a chunk is: a pack, the offset from its beginning, the bytes it takes there if it is compressed."""
+
+    pack: PackRecord
+    offset: int
+    stored: int = 0
+
+
+KnownChunks = Mapping[str, Known]
+"""Chunks that need not be written again, by their digests."""
 
 
 @dataclass(slots=True)
@@ -42,6 +57,7 @@ class _Place:
     digest: str
     pack: PackRecord | None
     offset: int
+    stored: int
 
 
 def write_part(
@@ -55,12 +71,13 @@ def write_part(
     rank: int = 0,
     max_packs: int = MAX_PACKS,
     algorithm: str = "sha256",
+    compression: str | None = None,
     threads: int | None = None,
 ) -> Part:
     """Writes the chunks of a snapshot that are not `known` into one durable pack (or none at all).
 
-    Hashing of the next chunks, on `threads` threads, overlaps with writing the last. Raises StoreError;
-    StateError where there are more tensors than a pack can list. Then nothing is left behind.
+    Hashing (and compressing) the next chunks, on `threads` threads, overlaps with writing the last. Raises
+    StoreError; StateError where there are more tensors than a pack can list. Then nothing is left behind.
     """
     name = layout.pack_name(experiment, checkpoint, rank, 0)
     order = pack_order([tensor.spec for tensor in snapshot.tensors])
@@ -77,19 +94,24 @@ def write_part(
             checkpoint=checkpoint,
             chunk_bytes=chunk_bytes,
             algorithm=algorithm,
-            bound=header_bound(((t.path, t.spec) for t in snapshot.tensors), chunk_bytes),
+            bound=header_bound(
+                ((t.path, t.spec) for t in snapshot.tensors), chunk_bytes, compressed=compression is not None
+            ),
         )
         sources = [(i, piece) for i in order for piece in _pieces(snapshot.tensors[i], chunk_bytes)]
-        digested = stack.enter_context(
-            closing(digest_in_order((piece for _, piece in sources), algorithm, threads))
-        )
-        for (i, _), (piece, digest) in zip(sources, digested, strict=True):
+        digested = digest_in_order(
+            (piece for _, piece in sources), algorithm, threads,
+            compress_new=None if compression is None else known,
+        )  # fmt: skip
+        stack.enter_context(closing(digested))
+        for (i, _), (piece, digest, smaller) in zip(sources, digested, strict=True):
             found = known.get(digest)
             if found is None:
-                places[i].append(_Place(piece, digest, None, pack.append(piece, digest)))
+                start = pack.append(piece, digest, smaller)
+                places[i].append(_Place(piece, digest, None, start, smaller.nbytes if smaller else 0))
             else:
                 places[i].append(_Place(piece, digest, *found))
-        _fold([place for row in places for place in row], pack, max_packs)
+        _fold([place for row in places for place in row], pack, max_packs, compression)
         record = None
         if pack.data_bytes:
             for tensor in snapshot.tensors:
@@ -106,20 +128,21 @@ def _pieces(tensor: StagedTensor, chunk_bytes: int) -> Iterator[Piece]:
         yield Piece(tensor.path, tensor.spec, begin, tensor.data[begin : begin + chunk_bytes])
 
 
-def _fold(places: list[_Place], pack: PackWriter, max_packs: int) -> None:
+def _fold(places: list[_Place], pack: PackWriter, max_packs: int, compression: str | None) -> None:
     """Writes again what the emptiest of too many packs still give: a reader opens a bounded number."""
     weights: Counter[str] = Counter()
     for place in places:
         if place.pack is not None:
-            weights[place.pack.name] += place.piece.data.nbytes
+            weights[place.pack.name] += place.stored or place.piece.data.nbytes
     if len(weights) + bool(pack.data_bytes) <= max_packs:
         return
     excess = len(weights) + 1 - max_packs  # what is folded needs a pack, too
     folded = {name for name, _ in sorted(weights.items(), key=lambda item: (item[1], item[0]))[:excess]}
     for place in places:
         if place.pack is not None and place.pack.name in folded:
-            place.offset = pack.append(place.piece, place.digest)
-            place.pack = None
+            smaller = compressed(place.piece) if compression is not None else None
+            place.offset = pack.append(place.piece, place.digest, smaller)
+            place.pack, place.stored = None, smaller.nbytes if smaller else 0
 
 
 def _part(snapshot: Snapshot, places: list[list[_Place]], own: PackRecord | None) -> Part:
@@ -135,7 +158,8 @@ def _part(snapshot: Snapshot, places: list[list[_Place]], own: PackRecord | None
             packs[pack.name] = pack
             offset = place.offset if place.pack else pack.header_size + place.offset
             chunks.append(Chunk(place.digest, number, offset))
-        shards = (Shard(tuple(chunks)),)
+        stored = tuple(place.stored for place in row)
+        shards = (Shard(tuple(chunks), stored=stored if any(stored) else None),)
         tensors.append(TensorRecord(tensor.spec.dtype, tensor.spec.shape, shards, tensor.kind))
     return Part(tuple(tensors), tuple(packs.values()), own.size if own else 0)
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Any
 
 import numpy as np
 
 from ckpt_core.format.hashing import digest_of
-from ckpt_core.format.header import PackHeader, read_header
+from ckpt_core.format.header import PAGE, PREFIX, PackHeader, read_header
 from ckpt_core.format.pack import PackWriter, Piece, empty_piece, header_bound
+from ckpt_core.format.sealed import digest_text
 from ckpt_core.model import TensorSpec
 from ckpt_core.tree import dtypes
 
 ULID = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 CHUNK = 64
+D = "B" * 43
+"""What looks like a digest."""
 
 
 class Sink:
@@ -59,3 +64,22 @@ def written(
 def header_of(data: bytes) -> PackHeader:
     array = np.frombuffer(data, np.uint8)
     return read_header(lambda offset, length: array[offset : offset + length], len(data), "e/p.safetensors")
+
+
+def forged(entries: Any, size: int = 0, **metadata: Any) -> bytes:
+    """A header that says what it likes, under a digest that fits, and so many bytes of data."""
+    facts = {"ckpt.format": "1", "ckpt.checkpoint": ULID, "ckpt.digest": "sha256", "ckpt.chunk_bytes": "64", "ckpt.digests": "",
+             **{f"ckpt.{key}": value for key, value in metadata.items()}}  # fmt: skip
+    facts = {key: value for key, value in facts.items() if value is not None}
+    text = json.dumps({"__metadata__": {"ckpt.sha256": "A" * 43, **facts}}, separators=(",", ":"))[:-1]
+    text += "," + (entries if isinstance(entries, str) else json.dumps(entries)[1:-1]) if entries else ""
+    body = (text + "}").encode()
+    length = -(-(len(body) + 8) // PAGE) * PAGE - 8
+    raw = length.to_bytes(8, "little") + body.ljust(length)
+    seal = digest_text(hashlib.sha256(raw).digest()).encode()
+    at = 8 + len(PREFIX)
+    return raw[:at] + seal + raw[at + 43 :] + bytes(size)
+
+
+def entry(begin: int, end: int, dtype: str = "U8", shape: Any = None) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": [end - begin] if shape is None else shape, "data_offsets": [begin, end]}

@@ -51,9 +51,11 @@ def commit(
     step: int = 1,
     base: Manifest | None = None,
     experiment: str = "digits",
+    compression: str | None = None,
 ) -> Committed:
     """Commits a state."""
-    return repository.commit(snapshot_of(state), draft(step, experiment), base=base)
+    snapshot = snapshot_of(state)
+    return repository.commit(snapshot, draft(step, experiment), base=base, compression=compression)
 
 
 def load(

@@ -25,8 +25,8 @@ CHUNK = 4096
 
 def state_of(step: int) -> dict[str, Any]:
     """Whole tensors, tensors in part, tiny ones, an empty one, plain values."""
-    table = np.random.default_rng(7).integers(0, 255, 12 * CHUNK, np.uint8)
-    table[step * CHUNK : (step + 1) * CHUNK] = step
+    table = np.random.default_rng(7).integers(0, 100, 12 * CHUNK, np.uint8)
+    table[step * CHUNK : (step + 1) * CHUNK] = np.random.default_rng(step).integers(0, 100, CHUNK, np.uint8)
     return {
         "table": table,
         "half": np.linspace(0, step, 300, dtype=np.float16),
@@ -43,17 +43,21 @@ def same(left: Any, right: Any) -> bool:
     return bool(np.array_equal(left, right)) if isinstance(right, np.ndarray) else left == right
 
 
-@pytest.fixture
-def manager(monkeypatch: pytest.MonkeyPatch) -> Iterator[CheckpointManager]:
-    """Checkpoints that share chunks; one pack has been rewritten."""
-    monkeypatch.setattr(prune_module, "_REWRITE_AT_LEAST", CHUNK)
+@pytest.fixture(params=[None, "zstd"])
+def manager(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[CheckpointManager]:
+    """Checkpoints that share chunks; one pack has been rewritten. Some chunks are compressed in the second."""
+    monkeypatch.setattr(prune_module, "_REWRITE_AT_LEAST", CHUNK // 2)
     store = MemoryStore()
     new_repository(store, CHUNK)
-    with CheckpointManager(store, experiment="bits", retention=[KeepLast(3)]) as manager:
+    with CheckpointManager(
+        store, experiment="bits", retention=[KeepLast(3)], compression=request.param
+    ) as manager:
         for step in range(1, 9):
             manager.save(state_of(step), step=step, wait=True)
         rewritten = [info.key for info in store.list(layout.PACKS) if "-r" in info.key.rpartition("/")[2]]
         assert rewritten, "no pack was rewritten"
+        formats = {manager.workspace.repository.read(c.key).manifest.format for c in manager.checkpoints()}
+        assert formats == {1 if request.param is None else 2}
         yield manager
 
 

@@ -24,6 +24,7 @@ from contract.store_case import new_repository
 
 CHUNK = 4096
 TAGS = ("good", "best-of", "release 1")
+COMPRESSION = st.sampled_from([None, "zstd"])
 VALUES = st.lists(st.integers(0, 11), min_size=0, max_size=6)
 
 
@@ -46,19 +47,21 @@ def state_of(values: tuple[int, ...], step: int) -> dict[str, Any]:
 
 
 class StoreMachine(RuleBasedStateMachine):
-    @initialize(retention=st.booleans())
-    def start(self, retention: bool) -> None:
+    @initialize(retention=st.booleans(), compression=COMPRESSION)
+    def start(self, retention: bool, compression: str | None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="ckpt-machine-"))
         new_repository(LocalStore(self.folder / "store"), CHUNK)
         self.retention = [KeepLast(3), KeepBest(1)] if retention else []
         self.model: dict[str, Kept] = {}
         self.step = 0
+        self.compression = compression
         self.manager = self.opened()
 
     def opened(self) -> CheckpointManager:
         return CheckpointManager(
-            self.folder / "store", experiment="machine", metric="loss", retention=self.retention
-        )
+            self.folder / "store", experiment="machine", metric="loss", retention=self.retention,
+            compression=self.compression,
+        )  # fmt: skip
 
     def teardown(self) -> None:
         if hasattr(self, "manager"):
@@ -160,9 +163,10 @@ class StoreMachine(RuleBasedStateMachine):
         self.manager.begin_attempt(self.manager.loaded)
         self.step = self.model[identity].step
 
-    @rule(resume=st.booleans())
-    def reopen(self, resume: bool) -> None:
+    @rule(resume=st.booleans(), compression=COMPRESSION)
+    def reopen(self, resume: bool, compression: str | None) -> None:
         self.manager.close()
+        self.compression = compression
         self.manager = self.opened()
         self.step = 0
         if resume and self.model:
@@ -178,7 +182,7 @@ class StoreMachine(RuleBasedStateMachine):
             if path.exists():
                 os.unlink(path)
         if names == ("",):
-            self.reopen(resume=True)
+            self.reopen(resume=True, compression=self.compression)
 
     @rule()
     def reindex(self) -> None:

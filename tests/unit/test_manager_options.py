@@ -27,7 +27,7 @@ def state(step: int) -> dict[str, Any]:
     "options",
     [
         {"save_threads": 0}, {"save_threads": True}, {"staged_bytes": -1}, {"chunk_bytes": 1000}, {"chunk_bytes": 0},
-        {"chunk_bytes": 2 << 30}, {"digest": "md5"},
+        {"chunk_bytes": 2 << 30}, {"digest": "md5"}, {"compression": "gzip"}, {"compression": True},
     ],
     ids=str,
 )  # fmt: skip
@@ -153,9 +153,9 @@ def test_no_more_threads_hash_than_were_allowed(monkeypatch: pytest.MonkeyPatch)
     used: list[Any] = []
     original = digests.digest_in_order
 
-    def noting(pieces: Any, algorithm: str, threads: Any) -> Any:
+    def noting(pieces: Any, algorithm: str, threads: Any, **options: Any) -> Any:
         used.append(threads)
-        return original(pieces, algorithm, threads)
+        return original(pieces, algorithm, threads, **options)
 
     monkeypatch.setattr("ckpt_core.repository.writer.digest_in_order", noting)
     with CheckpointManager(MemoryStore(), experiment="x", save_threads=3) as manager:

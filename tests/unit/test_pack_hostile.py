@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Any
 
 import numpy as np
@@ -13,9 +11,8 @@ from hypothesis import strategies as st
 
 from ckpt_core.errors import CkptError, CorruptionError, FormatError
 from ckpt_core.format.hashing import digest_of
-from ckpt_core.format.header import PAGE, PREFIX, read_header
-from ckpt_core.format.sealed import digest_text
-from contract.pack_case import ULID, header_of, pieces_of, written
+from ckpt_core.format.header import PAGE, read_header
+from contract.pack_case import D, entry, forged, header_of, pieces_of, written
 
 
 def test_every_flipped_bit_of_a_header_is_found() -> None:
@@ -60,28 +57,6 @@ def test_a_pack_of_another_length_is_found() -> None:
             header_of(hurt)
 
 
-def forged(entries: Any, size: int = 0, **metadata: Any) -> bytes:
-    """A header that says what it likes, under a digest that fits, and so many bytes of data."""
-    facts = {"ckpt.format": "1", "ckpt.checkpoint": ULID, "ckpt.digest": "sha256", "ckpt.chunk_bytes": "64", "ckpt.digests": "",
-             **{f"ckpt.{key}": value for key, value in metadata.items()}}  # fmt: skip
-    facts = {key: value for key, value in facts.items() if value is not None}
-    text = json.dumps({"__metadata__": {"ckpt.sha256": "A" * 43, **facts}}, separators=(",", ":"))[:-1]
-    text += "," + (entries if isinstance(entries, str) else json.dumps(entries)[1:-1]) if entries else ""
-    body = (text + "}").encode()
-    length = -(-(len(body) + 8) // PAGE) * PAGE - 8
-    raw = length.to_bytes(8, "little") + body.ljust(length)
-    seal = digest_text(hashlib.sha256(raw).digest()).encode()
-    at = 8 + len(PREFIX)
-    return raw[:at] + seal + raw[at + 43 :] + bytes(size)
-
-
-def entry(begin: int, end: int, dtype: str = "U8", shape: Any = None) -> dict[str, Any]:
-    return {"dtype": dtype, "shape": [end - begin] if shape is None else shape, "data_offsets": [begin, end]}
-
-
-D = "B" * 43
-
-
 def test_a_forged_header_that_tells_the_truth_is_read() -> None:
     header = header_of(
         forged({"a": entry(0, 70), "b": entry(70, 70), "c": entry(70, 80)}, 80, digests=f"{D} {D} {D}")
@@ -122,7 +97,7 @@ def test_a_header_that_contradicts_itself_is_refused(
     assert caught.value.kind == "header"
 
 
-@pytest.mark.parametrize("metadata", [{"format": "2"}, {"digest": "md5"}])
+@pytest.mark.parametrize("metadata", [{"format": "3"}, {"digest": "md5"}])
 def test_a_newer_pack_asks_for_an_upgrade(metadata: dict[str, Any]) -> None:
     with pytest.raises(FormatError, match="upgrade"):
         header_of(forged({"a": entry(0, 10)}, 10, digests=D, **metadata))

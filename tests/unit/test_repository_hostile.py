@@ -104,7 +104,7 @@ def test_a_lie_about_the_packs_is_found_when_they_are(path: str, value: Any) -> 
 
 
 def test_a_newer_format_asks_for_an_upgrade() -> None:
-    repository, key = forge(put("format", 2))
+    repository, key = forge(put("format", 3))
     with pytest.raises(FormatError, match="upgrade") as caught:
         repository.read(key)
     assert caught.value.kind == "newer"

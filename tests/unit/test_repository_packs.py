@@ -14,7 +14,7 @@ from ckpt_core.config import provenance
 from ckpt_core.errors import ObjectNotFoundError, StoreError
 from ckpt_core.format.header import read_header
 from ckpt_core.repository import Committed, Draft, Repository, layout
-from ckpt_core.repository.writer import write_part
+from ckpt_core.repository.writer import Known, write_part
 from ckpt_core.stores import MemoryStore
 from contract.store_case import CHUNK, commit, draft, keys_of, load, new_repository, same, snapshot_of
 
@@ -70,7 +70,9 @@ def test_what_is_folded_is_a_valid_pack(repository: Repository) -> None:
         snapshot = snapshot_of(state)
         part = write_part(repository.store, snapshot, experiment="e", checkpoint=ids.new_ulid(), chunk_bytes=CHUNK,
                           known=known, max_packs=3)  # fmt: skip
-        known = {c.digest: (part.packs[c.pack], c.offset) for t in part.tensors for c in t.shards[0].chunks}
+        known = {
+            c.digest: Known(part.packs[c.pack], c.offset) for t in part.tensors for c in t.shards[0].chunks
+        }
         state["odd"] = state["odd"] + 1
         assert len(part.packs) <= 3
         for pack in part.packs:
