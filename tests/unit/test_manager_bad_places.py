@@ -66,7 +66,7 @@ def test_a_checkpoint_of_a_newer_format_beside_old_ones(store_path: Path) -> Non
     with CheckpointManager(store_path, experiment="x") as manager:
         manager.save({"w": 1}, step=1, wait=True)
         newer = manager.save({"w": 2}, step=2, wait=True).result()
-        (store_path / newer.key).write_bytes(seal({"format": 2, "id": newer.id}))
+        (store_path / newer.key).write_bytes(seal({"format": 3, "id": newer.id}))
         with pytest.raises(FormatError, match="upgrade"):
             manager.load("latest")
         assert manager.load("step=1") == {"w": 1}
