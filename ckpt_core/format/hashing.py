@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from functools import cache
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from ckpt_core.errors import MissingExtraError
 from ckpt_core.format.sealed import digest_text
 from ckpt_core.model import Buffer
 
-__all__ = ["ALGORITHMS", "Algorithm", "digest_of", "require"]
+__all__ = ["ALGORITHMS", "Algorithm", "Hasher", "digest_of", "require"]
 
 Algorithm = Literal["sha256", "blake3"]
 """What digests of chunks are taken by. Both give 32 bytes. Documents and headers are always under SHA-256."""
@@ -24,9 +24,26 @@ def digest_of(data: Buffer, algorithm: str = "sha256") -> str:
 
     Raises MissingExtraError.
     """
-    if algorithm == "sha256":
-        return digest_text(hashlib.sha256(data.data).digest())
-    return digest_text(_blake3()(data.data))
+    hasher = Hasher(algorithm)
+    hasher.update(data)
+    return hasher.digest()
+
+
+class Hasher:
+    """The digest of bytes that come piece by piece. Raises MissingExtraError."""
+
+    __slots__ = ("_hash",)
+
+    def __init__(self, algorithm: str = "sha256") -> None:
+        self._hash = hashlib.sha256() if algorithm == "sha256" else _blake3()()
+
+    def update(self, data: Buffer) -> None:
+        """Takes the next bytes."""
+        self._hash.update(data.data)
+
+    def digest(self) -> str:
+        """The digest of all that was taken, as the format writes it."""
+        return digest_text(self._hash.digest())
 
 
 def require(algorithm: str) -> None:
@@ -36,11 +53,11 @@ def require(algorithm: str) -> None:
 
 
 @cache
-def _blake3() -> Callable[[memoryview], bytes]:
+def _blake3() -> Callable[[], Any]:
     try:
         import blake3
     except ImportError as error:
         raise MissingExtraError(
             "the chunks of this store are hashed by BLAKE3: pip install 'ckpt-core[blake3]'", extra="blake3"
         ) from error
-    return lambda data: bytes(blake3.blake3(data).digest())
+    return blake3.blake3

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import mmap
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -13,11 +11,10 @@ import numpy as np
 
 from ckpt_core.format.pack import pack_order
 from ckpt_core.model import Buffer, Snapshot, StagedTensor
+from ckpt_core.pages import pages
 from ckpt_core.tree import Flat, Leaf, dtypes
 
 __all__ = ["Arena", "ArenaPool", "borrow", "copy"]
-
-_HUGE = 2 << 20
 
 
 class Arena:
@@ -40,25 +37,12 @@ class Arena:
         if self._block.nbytes < nbytes:
             self.clear()  # let go of the old one before the new one is there
             self._make_room(nbytes)
-            self._block = _pages(nbytes)
+            self._block = pages(nbytes)
         return self._block[:nbytes]
 
     def clear(self) -> None:
         """Lets go of the memory."""
         self._block = np.empty(0, np.uint8)
-
-
-def _pages(nbytes: int) -> Buffer:
-    """Fresh memory. In huge pages, where it may be: the first copy into it is twice as quick then."""
-    try:
-        length = -(-nbytes // _HUGE) * _HUGE
-        block = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError as error:
-        raise MemoryError(str(error)) from error
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a kernel that was built without
-            block.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(block, np.uint8)
 
 
 class ArenaPool:

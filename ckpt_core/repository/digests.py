@@ -3,24 +3,43 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Container, Generator, Iterable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from queue import SimpleQueue
+
+import numpy as np
 
 from ckpt_core.config import cores
 from ckpt_core.format.compression import Compressed, compress
-from ckpt_core.format.hashing import digest_of
+from ckpt_core.format.hashing import Hasher, digest_of
 from ckpt_core.format.pack import Piece
+from ckpt_core.model import Buffer
+from ckpt_core.pages import PAGE, address, pages
 from ckpt_core.tree import dtypes
 
-__all__ = ["compressed", "digest_in_order"]
+__all__ = ["Digested", "compressed", "digest_in_order"]
 
 _INLINE = 256 << 10  # below this, handing a chunk to a thread costs more than hashing it
 _MOST = 8
+_AHEAD = 16  # chunks for each thread: while the caller waits for the disk, none of them stands still
+_HOT = 512 << 10  # what a core's own cache holds: hashing it from there is a third quicker than from memory
+_WORTH = 1 << 20  # below this, a store gathers what it gets
+_BLOCK = 8 << 20
+_SPARE = 6  # blocks beyond two for each thread: what the pack holds back, and what is being written
 
 
-_Digested = tuple[str, Compressed | None]
+@dataclass(frozen=True, slots=True)
+class Digested:
+    """A piece, its digest, its bytes where they are best written from (its own, or a copy that lies in its pages
+    as it will in the pack), and what they are compressed to, if they are."""
+
+    piece: Piece
+    digest: str
+    data: Buffer
+    smaller: Compressed | None = None
 
 
 def compressed(piece: Piece) -> Compressed | None:
@@ -33,45 +52,54 @@ def digest_in_order(
     algorithm: str = "sha256",
     threads: int | None = None,
     *,
+    position: Callable[[], int] = lambda: 0,
     compress_new: Container[str] | None = None,
-) -> Generator[tuple[Piece, str, Compressed | None], None, None]:
+) -> Generator[Digested, None, None]:
     """Each piece with its digest and, if digests that need no compressing are given, with what it is
     compressed to. While the caller writes one, the next few are being worked on, by as many `threads` as there
     are cores if it is left out.
+
+    `position` says how far the pack is, which tells where in its pages a piece will lie if all before it are
+    written. One that lies otherwise in memory is copied while it is hashed, which costs next to nothing: the
+    bytes have to come into the core's cache anyway.
 
     Whoever does not exhaust it closes it, so that its threads end. Plain threads rather than an executor:
     a save must still finish while the interpreter shuts down.
     """
     threads = min(cores(), _MOST) if threads is None else threads
-    ahead = 2 * threads if compress_new is None else threads + 1  # then what waits takes memory
-    jobs: SimpleQueue[tuple[Piece, Future[_Digested]] | None] = SimpleQueue()
+    most = _AHEAD * threads if compress_new is None else threads + 1  # then what waits takes memory
+    jobs: SimpleQueue[_Job | None] = SimpleQueue()
     workers: list[threading.Thread] = []
-    pending: deque[tuple[Piece, Future[_Digested] | _Digested]] = deque()
+    pending: deque[_Job] = deque()
+    ahead = 0
+    blocks = _Blocks(2 * threads + _SPARE if compress_new is None else 0)
 
-    def digested(piece: Piece) -> _Digested:
-        digest = digest_of(piece.data, algorithm)
-        new = compress_new is not None and digest not in compress_new
-        return digest, compressed(piece) if new else None
+    def oldest() -> Digested:
+        nonlocal ahead
+        job = pending.popleft()
+        ahead -= job.piece.data.nbytes
+        return job.result.result()
 
     try:
         for piece in pieces:
-            result: Future[_Digested] | _Digested
+            job = _Job(piece, piece.data, algorithm, compress_new, Future())
             if piece.data.nbytes < _INLINE:
-                result = digested(piece)
+                job.run()
             else:
-                result = Future()
+                place = (position() + ahead) % PAGE
+                if _WORTH <= piece.data.nbytes <= _BLOCK and place != address(piece.data) % PAGE:
+                    while (copy := blocks.take(place, piece.data.nbytes)) is None and len(pending) > threads:
+                        yield oldest()
+                    job.data = piece.data if copy is None else copy
                 if len(workers) < threads:
-                    worker = threading.Thread(
-                        target=_work, args=(jobs, digested), name="ckpt-digest", daemon=True
-                    )
-                    workers.append(worker)
-                    worker.start()
-                jobs.put((piece, result))
-            pending.append((piece, result))
-            while len(pending) > ahead:
-                yield _settled(*pending.popleft())
+                    workers.append(_worker(jobs))
+                jobs.put(job)
+            pending.append(job)
+            ahead += piece.data.nbytes
+            while len(pending) > most:
+                yield oldest()
         while pending:
-            yield _settled(*pending.popleft())
+            yield oldest()
     finally:
         for _ in workers:
             jobs.put(None)
@@ -79,17 +107,67 @@ def digest_in_order(
             worker.join()
 
 
-def _settled(piece: Piece, result: Future[_Digested] | _Digested) -> tuple[Piece, str, Compressed | None]:
-    return piece, *(result if isinstance(result, tuple) else result.result())
+@dataclass(slots=True)
+class _Job:
+    """A piece to be hashed, and to be copied to `data` where that is not its own."""
 
+    piece: Piece
+    data: Buffer
+    algorithm: str
+    compress_new: Container[str] | None
+    result: Future[Digested]
 
-def _work(
-    jobs: SimpleQueue[tuple[Piece, Future[_Digested]] | None], digested: Callable[[Piece], _Digested]
-) -> None:
-    while (job := jobs.get()) is not None:
-        piece, future = job
+    def run(self, hot: Buffer | None = None) -> None:
+        """Has the result, or what went wrong. `hot` is memory that comes and stays in the core's cache."""
         try:
-            future.set_result(digested(piece))
+            piece = self.piece
+            digest = digest_of(piece.data, self.algorithm) if hot is None else self._hash(hot)
+            new = self.compress_new is not None and digest not in self.compress_new
+            self.result.set_result(Digested(piece, digest, self.data, compressed(piece) if new else None))
         except BaseException as error:
-            future.set_exception(error)
-        del job, piece, future  # what waits for the next piece holds no memory of the last
+            self.result.set_exception(error)
+
+    def _hash(self, hot: Buffer) -> str:
+        """What is hashed are the copied bytes, a little at a time, while they are in cache."""
+        source = self.piece.data
+        hasher = Hasher(self.algorithm)
+        for begin in range(0, source.nbytes, _HOT):
+            part = source[begin : begin + _HOT]
+            copy = hot[: part.nbytes] if self.data is source else self.data[begin : begin + _HOT]
+            np.copyto(copy, part)
+            hasher.update(copy)
+        return hasher.digest()
+
+
+class _Blocks:
+    """A bounded number of blocks, each free again when nobody holds on to what was taken from it."""
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+        self._free: deque[Buffer] = deque()  # appended to by whichever thread lets go last
+
+    def take(self, place: int, nbytes: int) -> Buffer | None:
+        """Memory that begins `place` bytes behind a page's beginning; None where all blocks are in use."""
+        try:
+            block = self._free.pop()
+        except IndexError:
+            if not self._left:
+                return None
+            self._left -= 1
+            block = pages(_BLOCK + PAGE)
+        lent = np.frombuffer(block.data, np.uint8)
+        weakref.finalize(lent, self._free.append, block).atexit = False
+        return lent[place : place + nbytes]
+
+
+def _worker(jobs: SimpleQueue[_Job | None]) -> threading.Thread:
+    worker = threading.Thread(target=_work, args=(jobs,), name="ckpt-digest", daemon=True)
+    worker.start()
+    return worker
+
+
+def _work(jobs: SimpleQueue[_Job | None]) -> None:
+    hot = np.empty(_HOT, np.uint8)
+    while (job := jobs.get()) is not None:
+        job.run(hot)
+        del job  # what waits for the next piece holds no memory of the last

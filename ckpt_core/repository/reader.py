@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,13 +10,15 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ckpt_core.config import cores
 from ckpt_core.errors import CkptError, CorruptionError, ObjectNotFoundError, StoreError
 from ckpt_core.format.compression import expand, require
 from ckpt_core.format.documents import Chunk, Forward, Manifest, PackRecord
-from ckpt_core.format.hashing import digest_of
+from ckpt_core.format.hashing import Hasher, digest_of
 from ckpt_core.format.header import read_header
 from ckpt_core.format.sealed import FORMAT, unseal
 from ckpt_core.model import Buffer, TensorSpec
+from ckpt_core.pages import PAGE, address
 from ckpt_core.repository import layout
 from ckpt_core.repository.spare import Spare
 from ckpt_core.stores import ObjectReader, Store
@@ -30,8 +31,8 @@ Verify = Literal["full", "lazy", "off"]
 
 _PARALLEL = 4 << 20
 _FORWARDS = 100  # a chain of rewritten packs that is longer leads nowhere
-_THREADS = min(8, 2 + (os.cpu_count() or 1))  # while some check, others wait for the disk
-_PAGE = 4096
+_PIECE = 512 << 10  # read and hashed at once: what a core's own cache holds
+_THREADS = min(16, 2 * cores() + 4)  # while some check, others wait for the disk
 _LINE = 64
 
 
@@ -94,8 +95,8 @@ class ChunkReader:
         if size < _PARALLEL:
             return np.empty(size, np.uint8)
         offset = self.manifest.tensors[index].shards[0].chunks[0].offset
-        memory = np.empty(size + _PAGE, np.uint8)
-        begin = (offset - int(memory.__array_interface__["data"][0])) % _PAGE if offset % _LINE == 0 else 0
+        memory = np.empty(size + PAGE, np.uint8)
+        begin = (offset - address(memory)) % PAGE if offset % _LINE == 0 else 0
         return memory[begin : begin + size]
 
     def read_all(self, wanted: Iterable[tuple[int, Buffer]]) -> None:
@@ -204,25 +205,42 @@ class ChunkReader:
         chunk, stored = shard.chunks[number], shard.stored_length(number)
         pack, offset = self._locate(chunk)
         facts = {"key": layout.pack_key(pack), "offset": offset, "digest": chunk.digest, "tensor": index}
-        whole = out
+        reader = self._required(pack)
         if stored:
-            data = self._required(pack).read(offset, stored)
-            count, expected = data.nbytes, stored
+            whole = self._expanded(reader.read(offset, stored), stored, index, number, out, facts)
+            digest = "" if self._verify == "off" else digest_of(whole, self._algorithm)
         else:
-            count, expected = self._required(pack).read_into(offset + skipped, out), out.nbytes
-        if count != expected:
-            raise self._corrupt("truncated", f"pack {pack} ends inside the chunk at {offset}", **facts)
-        if stored:
-            whole = self._expanded(data, index, number, out, facts)
-        if self._verify != "off" and digest_of(whole, self._algorithm) != chunk.digest:
+            whole, digest = out, self._read_pieces(reader, offset + skipped, out, facts)
+        if self._verify != "off" and digest != chunk.digest:
             raise self._corrupt(
                 "digest", f"the bytes at {offset} of pack {pack} are not those that were written", **facts
             )
         if whole is not out:
             out[:] = whole[skipped : skipped + out.nbytes]
 
-    def _expanded(self, data: Buffer, index: int, number: int, out: Buffer, facts: dict[str, Any]) -> Buffer:
+    def _read_pieces(self, reader: ObjectReader, begin: int, out: Buffer, facts: dict[str, Any]) -> str:
+        """Fills `out`, in pieces that end where a page of the file does; the digest of all, if it is wanted."""
+        hasher, end = Hasher(self._algorithm), 0
+        while end < out.nbytes:
+            piece = out[end : end + _PIECE - (begin + end) % _PIECE]
+            if reader.read_into(begin + end, piece) != piece.nbytes:
+                raise self._truncated(facts)
+            end += piece.nbytes
+            if self._verify != "off":
+                hasher.update(piece)
+        return hasher.digest()
+
+    def _truncated(self, facts: dict[str, Any]) -> CorruptionError:
+        return self._corrupt(
+            "truncated", f"{facts['key']} ends inside the chunk at {facts['offset']}", **facts
+        )
+
+    def _expanded(
+        self, data: Buffer, stored: int, index: int, number: int, out: Buffer, facts: dict[str, Any]
+    ) -> Buffer:
         """The whole of a compressed chunk, in `out` if that is where it fits."""
+        if data.nbytes != stored:
+            raise self._truncated(facts)
         begin = number * self.manifest.chunk_bytes
         length = min(self.manifest.chunk_bytes, dtypes.nbytes(self.spec(index)) - begin)
         whole = out if out.nbytes == length else np.empty(length, np.uint8)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ckpt_core.errors import ObjectNotFoundError
@@ -101,16 +101,18 @@ def write_part(
         sources = [(i, piece) for i in order for piece in _pieces(snapshot.tensors[i], chunk_bytes)]
         digested = digest_in_order(
             (piece for _, piece in sources), algorithm, threads,
-            compress_new=None if compression is None else known,
+            position=lambda: pack.data_bytes, compress_new=None if compression is None else known,
         )  # fmt: skip
         stack.enter_context(closing(digested))
-        for (i, _), (piece, digest, smaller) in zip(sources, digested, strict=True):
-            found = known.get(digest)
+        for (i, piece), each in zip(sources, digested, strict=True):
+            found = known.get(each.digest)
             if found is None:
-                start = pack.append(piece, digest, smaller)
-                places[i].append(_Place(piece, digest, None, start, smaller.nbytes if smaller else 0))
+                start = pack.append(replace(piece, data=each.data), each.digest, each.smaller)
+                stored = each.smaller.nbytes if each.smaller else 0
+                places[i].append(_Place(piece, each.digest, None, start, stored))
             else:
-                places[i].append(_Place(piece, digest, *found))
+                places[i].append(_Place(piece, each.digest, *found))
+            del each  # and with it a block, for the next piece
         _fold([place for row in places for place in row], pack, max_packs, compression)
         record = None
         if pack.data_bytes:

@@ -9,15 +9,18 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
-import mmap
 import os
+import sys
 import threading
+from collections.abc import Callable
+from functools import cache
 from queue import SimpleQueue
 from typing import NamedTuple, Self
 
 import numpy as np
 
 from ckpt_core.model import Buffer
+from ckpt_core.pages import address, pages
 
 __all__ = ["ALIGN", "BlockPool", "BlockStream", "DirectReads", "go_cached", "go_direct"]
 
@@ -27,6 +30,8 @@ ALIGN = 4096
 BLOCK = 8 << 20
 _BLOCKS = 4
 _THREADS = 2
+_STEP = 64 << 20
+_WORTH = 1 << 20  # fewer bytes are sooner copied than written by a call of their own
 _REFUSALS = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
@@ -49,6 +54,22 @@ def go_cached(fd: int) -> None:
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_DIRECT)
 
 
+@cache
+def _fallocate() -> Callable[[int, int, int, int], int] | None:
+    libc = ctypes.CDLL(None)
+    found = getattr(libc, "fallocate64", None) or getattr(libc, "fallocate", None)
+    if found is not None:
+        found.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    return found
+
+
+def allocate(fd: int, begin: int, nbytes: int) -> bool:
+    """Has the file be longer by room on the disk; False where that is not to be had. Not `os.posix_fallocate`,
+    which writes a byte to every block where the file system knows no other way."""
+    fallocate = _fallocate()
+    return fallocate is not None and fallocate(fd, 0, begin, nbytes) == 0
+
+
 class BlockPool:
     """Aligned blocks that no write is using, kept for the next file. Thread-safe."""
 
@@ -61,8 +82,7 @@ class BlockPool:
         with self._lock:
             if self._free:
                 return self._free.pop()
-        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # shared memory would cost twice as much to touch
-        return np.frombuffer(mmap.mmap(-1, BLOCK, flags=private), np.uint8)
+        return pages(BLOCK)
 
     def release(self, block: Buffer) -> None:
         """Gives a block back. No more are kept than one file needs."""
@@ -81,7 +101,7 @@ class BlockStream:
 
     def __init__(self, fd: int, begin: int, pool: BlockPool) -> None:
         assert begin % ALIGN == 0
-        self.position = self._next = begin
+        self.position = self._next = self._allocated = begin
         self._fd = fd
         self._pool = pool
         self._slots = threading.Semaphore(_BLOCKS)
@@ -95,15 +115,20 @@ class BlockStream:
     def write(self, data: memoryview) -> None:
         """Takes the next bytes."""
         source = np.frombuffer(data, np.uint8)
+        head = -self.position % ALIGN
+        alike = (address(source) - self.position) % ALIGN == 0
         self.position += source.nbytes
         if self._span.takes(source):
             self._submit_span()
             return
         self._end_span()
-        if self._filled == 0 and self._span.begins_with(source):
-            self._submit_span()
-        else:
+        if not alike or (self._filled and source.nbytes - head < _WORTH):
             self._gather(source)
+            return
+        self._gather(source[:head])  # what a page lacks whose beginning was gathered
+        self._submit_block()
+        self._span.begin_with(source[head:])
+        self._submit_span()
 
     def finish(self) -> int:
         """Has everything written; returns where the file ends. Zeros may stand behind, up to the next ALIGN."""
@@ -133,8 +158,13 @@ class BlockStream:
             self._filled += end - begin
             begin = end
             if self._filled == BLOCK:
-                self._submit(self._block, self._block)
-                self._block, self._filled = None, 0
+                self._submit_block()
+
+    def _submit_block(self) -> None:
+        """Has the whole pages written that were gathered so far."""
+        if self._block is not None and self._filled:
+            self._submit(self._block[: self._filled], self._block)
+            self._block, self._filled = None, 0
 
     def _submit_span(self) -> None:
         while self._span.length >= BLOCK:
@@ -158,8 +188,17 @@ class BlockStream:
             worker = threading.Thread(target=self._work, name="ckpt-write", daemon=True)
             self._workers.append(worker)
             worker.start()
+        self._allocate(self._next + data.nbytes)
         self._jobs.put(_Job(data, self._next, block))
         self._next += data.nbytes
+
+    def _allocate(self, end: int) -> None:
+        """Has the file system find room ahead: writes that make a file longer would wait for each other."""
+        while self._allocated < end:
+            if not allocate(self._fd, self._allocated, _STEP):
+                self._allocated = sys.maxsize  # it knows no such thing, or the disk is nearly full
+                break
+            self._allocated += _STEP
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -200,17 +239,13 @@ class _Span:
         self._begin = 0
         self._given: list[Buffer] = []
 
-    def begins_with(self, source: Buffer) -> bool:
-        """Takes the first bytes, if they lie at the beginning of a page."""
-        address = _address(source)
-        if address % ALIGN:
-            return False
-        self._begin, self.length, self._given = address, source.nbytes, [source]
-        return True
+    def begin_with(self, source: Buffer) -> None:
+        """Takes the first bytes, which lie at the beginning of a page."""
+        self._begin, self.length, self._given = address(source), source.nbytes, [source]
 
     def takes(self, source: Buffer) -> bool:
         """Takes the next bytes, if they lie behind those that it has."""
-        if not self.length or _address(source) != self._begin + self.length:
+        if not self.length or address(source) != self._begin + self.length:
             return False
         self.length += source.nbytes
         self._given.append(source)
@@ -228,10 +263,6 @@ class _Span:
         memory = (ctypes.c_uint8 * length).from_address(begin)
         memory.given = given  # type: ignore[attr-defined] # what the bytes belong to, for as long as they are used
         return np.frombuffer(memoryview(memory), np.uint8)
-
-
-def _address(source: Buffer) -> int:
-    return int(source.__array_interface__["data"][0])
 
 
 class DirectReads:
@@ -260,7 +291,7 @@ class DirectReads:
         Memory that begins at the same place of a page as the offset is read into as it is; other memory
         through a block.
         """
-        if (_address(out) - offset) % ALIGN == 0:
+        if (address(out) - offset) % ALIGN == 0:
             head = min(-offset % ALIGN, out.nbytes)
             pages = (out.nbytes - head) // ALIGN * ALIGN
             if pages >= ALIGN << 4:

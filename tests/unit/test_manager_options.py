@@ -134,14 +134,14 @@ def test_a_save_gives_way_to_training_unless_training_waits_for_it(
     monkeypatch: pytest.MonkeyPatch, wait: bool
 ) -> None:
     seen: dict[str, set[int]] = {}
-    original = digests.digest_of
 
-    def noting(data: Any, algorithm: str) -> str:
-        nice = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-        seen.setdefault(threading.current_thread().name.split("-")[0], set()).add(nice)
-        return original(data, algorithm)
+    class Noting(digests.Hasher):
+        def update(self, data: Any) -> None:
+            nice = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+            seen.setdefault(threading.current_thread().name.split("-")[0], set()).add(nice)
+            super().update(data)
 
-    monkeypatch.setattr(digests, "digest_of", noting)
+    monkeypatch.setattr(digests, "Hasher", Noting)
     mine = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
     with CheckpointManager(MemoryStore(), experiment="x", chunk_bytes=1 << 19) as manager:
         manager.save(state(1), step=1, wait=wait).result(60)

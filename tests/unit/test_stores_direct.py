@@ -103,6 +103,46 @@ def test_memory_that_lies_as_the_file_will_is_not_copied(fd: int, monkeypatch: p
     assert taken == []
 
 
+def test_copies_that_lie_as_the_file_will_are_not_copied_again(
+    fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gathered: list[int] = []
+    original = BlockStream._gather
+    monkeypatch.setattr(
+        BlockStream, "_gather", lambda self, each: (gathered.append(each.nbytes), original(self, each))[1]
+    )
+    sizes = [3 * ALIGN + 100, BLOCK, BLOCK - 37, 2 << 20, 900 << 10, 5]
+    pieces = [aligned(sizes[0], 1)]  # not as the file will lie
+    for size in sizes[1:]:
+        pieces.append(aligned(size, sum(piece.nbytes for piece in pieces) % ALIGN))
+    assert written(fd, pieces) == b"".join(piece.tobytes() for piece in pieces)
+    assert sum(gathered) < sizes[0] + sizes[4] + 2 * ALIGN * len(sizes)  # the small ones, and ends of pages
+
+
+def test_room_is_found_ahead_and_what_is_left_of_it_given_back(
+    fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[tuple[int, int]] = []
+    original = direct.allocate
+
+    def noting(fd: int, begin: int, nbytes: int) -> bool:
+        steps.append((begin, nbytes))
+        return original(fd, begin, nbytes)
+
+    monkeypatch.setattr(direct, "allocate", noting)
+    monkeypatch.setattr(direct, "_STEP", BLOCK)
+    assert written(fd, [aligned(LONG)]) == NOISE[:LONG].tobytes()
+    assert steps == [(n * BLOCK, BLOCK) for n in range(4)]
+    assert os.fstat(fd).st_blocks * 512 < LONG + 2 * ALIGN
+
+
+def test_without_room_to_be_found_ahead_all_is_written(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(direct, "allocate", lambda fd, begin, nbytes: bool(asked.append(begin)))
+    assert written(fd, [aligned(LONG)]) == NOISE[:LONG].tobytes()
+    assert asked == [0]
+
+
 def test_an_error_of_a_write_reaches_the_caller_and_the_pool_is_whole(fd: int) -> None:
     readable = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY)
     stream = BlockStream(readable, 0, POOL)
