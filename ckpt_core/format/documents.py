@@ -53,7 +53,7 @@ class StoreDocument(msgspec.Struct, frozen=True, kw_only=True):
         clock.from_text(self.created_at)
 
 
-class Chunk(msgspec.Struct, frozen=True, array_like=True):
+class Chunk(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """`[digest, pack, offset]`: `pack` counts in the manifest's packs, `offset` from the pack's beginning."""
 
     digest: Digest
@@ -61,7 +61,7 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True):
     offset: Count
 
 
-class Shard(msgspec.Struct, frozen=True, omit_defaults=True):
+class Shard(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A box of a tensor: its chunks one after the other; `offset` and `shape` where it is not the whole;
     `stored` where some are compressed: the bytes that each takes in its pack, 0 for one that is not."""
 
@@ -75,7 +75,7 @@ class Shard(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.stored[number] if self.stored is not None else 0
 
 
-class TensorRecord(msgspec.Struct, frozen=True, array_like=True):
+class TensorRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """`[dtype, shape, shards, kind]`; its paths are where the tree names its index.
 
     An array, since there are hundreds: what a save of an unchanged state writes is little more than these.

@@ -24,9 +24,8 @@ def digest_of(data: Buffer, algorithm: str = "sha256") -> str:
 
     Raises MissingExtraError.
     """
-    hasher = Hasher(algorithm)
-    hasher.update(data)
-    return hasher.digest()
+    made = hashlib.sha256(data.data) if algorithm == "sha256" else _blake3()(data.data)
+    return digest_text(made.digest())
 
 
 class Hasher:
@@ -53,7 +52,7 @@ def require(algorithm: str) -> None:
 
 
 @cache
-def _blake3() -> Callable[[], Any]:
+def _blake3() -> Callable[..., Any]:
     try:
         import blake3
     except ImportError as error:

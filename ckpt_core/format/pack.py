@@ -120,6 +120,9 @@ def pack_order(specs: Sequence[TensorSpec]) -> list[int]:
     return sorted(range(len(specs)), key=lambda i: -alignments[i])
 
 
+_JSON = msgspec.json.Encoder()
+
+
 def header_bound(
     specs: Iterable[tuple[str, TensorSpec]], chunk_bytes: int, *, compressed: bool = False
 ) -> int:
@@ -129,8 +132,8 @@ def header_bound(
     for path, spec in specs:
         runs = max(-(-dtypes.nbytes(spec) // chunk_bytes), 1)
         # A run is an entry of its own, and its true tensor once more, in JSON within JSON.
-        name, dtype = (len(msgspec.json.encode(text)) for text in (path, spec.dtype))
-        shape = sum(len(str(length)) + 1 for length in spec.shape) + 22
+        name, dtype = len(_JSON.encode(path)), len(spec.dtype) + 2
+        shape = len(str(spec.shape)) + 22
         entry, true = name + shape + 170, 2 * (2 * name + dtype + shape + 90)
         total += runs * (DIGEST_LENGTH + entry + true + 48 * compressed)
     return -(-total // PAGE) * PAGE

@@ -47,6 +47,10 @@ def compressed(piece: Piece) -> Compressed | None:
     return compress(piece.data, dtypes.alignment(piece.spec.dtype))
 
 
+def _smaller(piece: Piece, digest: str, compress_new: Container[str] | None) -> Compressed | None:
+    return None if compress_new is None or digest in compress_new else compressed(piece)
+
+
 def digest_in_order(
     pieces: Iterable[Piece],
     algorithm: str = "sha256",
@@ -70,7 +74,7 @@ def digest_in_order(
     most = _AHEAD * threads if compress_new is None else threads + 1  # then what waits takes memory
     jobs: SimpleQueue[_Job | None] = SimpleQueue()
     workers: list[threading.Thread] = []
-    pending: deque[_Job] = deque()
+    pending: deque[_Job | Digested] = deque()
     ahead = 0
     blocks = _Blocks(2 * threads + _SPARE if compress_new is None else 0)
 
@@ -78,14 +82,19 @@ def digest_in_order(
         nonlocal ahead
         job = pending.popleft()
         ahead -= job.piece.data.nbytes
-        return job.result.result()
+        return job if isinstance(job, Digested) else job.result.result()
 
     try:
         for piece in pieces:
-            job = _Job(piece, piece.data, algorithm, compress_new, Future())
             if piece.data.nbytes < _INLINE:
-                job.run()
+                digest = digest_of(piece.data, algorithm)
+                small = Digested(piece, digest, piece.data, _smaller(piece, digest, compress_new))
+                if not pending:
+                    yield small
+                    continue
+                pending.append(small)
             else:
+                job = _Job(piece, piece.data, algorithm, compress_new, Future())
                 place = (position() + ahead) % PAGE
                 if _WORTH <= piece.data.nbytes <= _BLOCK and place != address(piece.data) % PAGE:
                     while (copy := blocks.take(place, piece.data.nbytes)) is None and len(pending) > threads:
@@ -94,7 +103,7 @@ def digest_in_order(
                 if len(workers) < threads:
                     workers.append(_worker(jobs))
                 jobs.put(job)
-            pending.append(job)
+                pending.append(job)
             ahead += piece.data.nbytes
             while len(pending) > most:
                 yield oldest()
@@ -117,13 +126,12 @@ class _Job:
     compress_new: Container[str] | None
     result: Future[Digested]
 
-    def run(self, hot: Buffer | None = None) -> None:
+    def run(self, hot: Buffer) -> None:
         """Has the result, or what went wrong. `hot` is memory that comes and stays in the core's cache."""
         try:
-            piece = self.piece
-            digest = digest_of(piece.data, self.algorithm) if hot is None else self._hash(hot)
-            new = self.compress_new is not None and digest not in self.compress_new
-            self.result.set_result(Digested(piece, digest, self.data, compressed(piece) if new else None))
+            digest = self._hash(hot)
+            smaller = _smaller(self.piece, digest, self.compress_new)
+            self.result.set_result(Digested(self.piece, digest, self.data, smaller))
         except BaseException as error:
             self.result.set_exception(error)
 

@@ -31,6 +31,7 @@ Verify = Literal["full", "lazy", "off"]
 
 _PARALLEL = 4 << 20
 _FORWARDS = 100  # a chain of rewritten packs that is longer leads nowhere
+_SMALL = 64 << 10
 _PIECE = 512 << 10  # read and hashed at once: what a core's own cache holds
 _THREADS = min(16, 2 * cores() + 4)  # while some check, others wait for the disk
 _LINE = 64
@@ -220,6 +221,10 @@ class ChunkReader:
 
     def _read_pieces(self, reader: ObjectReader, begin: int, out: Buffer, facts: dict[str, Any]) -> str:
         """Fills `out`, in pieces that end where a page of the file does; the digest of all, if it is wanted."""
+        if out.nbytes <= _SMALL:
+            if reader.read_into(begin, out) != out.nbytes:
+                raise self._truncated(facts)
+            return "" if self._verify == "off" else digest_of(out, self._algorithm)
         hasher, end = Hasher(self._algorithm), 0
         while end < out.nbytes:
             piece = out[end : end + _PIECE - (begin + end) % _PIECE]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ckpt_core.errors import ObjectNotFoundError
 from ckpt_core.format.documents import Chunk, PackRecord, Shard, TensorRecord
 from ckpt_core.format.pack import PackWriter, Piece, empty_piece, header_bound, pack_order
-from ckpt_core.model import Snapshot, StagedTensor
+from ckpt_core.model import Buffer, Snapshot, StagedTensor
 from ckpt_core.repository import layout
 from ckpt_core.repository.digests import compressed, digest_in_order
 from ckpt_core.stores import ObjectWriter, Store
@@ -107,7 +107,7 @@ def write_part(
         for (i, piece), each in zip(sources, digested, strict=True):
             found = known.get(each.digest)
             if found is None:
-                start = pack.append(replace(piece, data=each.data), each.digest, each.smaller)
+                start = pack.append(_at(piece, each.data), each.digest, each.smaller)
                 stored = each.smaller.nbytes if each.smaller else 0
                 places[i].append(_Place(piece, each.digest, None, start, stored))
             else:
@@ -123,6 +123,10 @@ def write_part(
             objects[0].commit()
             record = PackRecord(name, written.size, written.header_size, written.header_digest)
     return _part(snapshot, places, record)
+
+
+def _at(piece: Piece, data: Buffer) -> Piece:
+    return piece if data is piece.data else replace(piece, data=data)
 
 
 def _pieces(tensor: StagedTensor, chunk_bytes: int) -> Iterator[Piece]:

@@ -104,12 +104,14 @@ class CodecRegistry:
         self._objects: dict[type, ObjectCodec] = {}
         self._object_names: dict[str, ObjectCodec] = {}
         self._structures: dict[type, StructureCodec] = {}
+        self._found: dict[type, TensorCodec | ObjectCodec] = {}
         self._pending: dict[str, EntryPoint] | None = None
 
     def add_tensor(self, codec: TensorCodec, *types: type) -> None:
         """Store values of `types` (and of their subclasses) as tensors through `codec`."""
         with self._lock:
             self._tensor_names[codec.name] = codec
+            self._found.clear()
             for kind in types:
                 self._tensors[kind] = codec
 
@@ -117,6 +119,7 @@ class CodecRegistry:
         """Store values of exactly `codec.type` through `codec`."""
         with self._lock:
             self._objects[codec.type] = codec
+            self._found.clear()
             self._object_names[codec.name] = codec
 
     def add_structure(self, codec: StructureCodec, *types: type) -> None:
@@ -134,7 +137,7 @@ class CodecRegistry:
 
     def find(self, kind: type) -> TensorCodec | ObjectCodec | None:
         """The codec for values of type `kind`, asking installed packages if none is known yet."""
-        found = self._lookup(kind)
+        found = self._found.get(kind) or self._lookup(kind)
         if found is None and self._discover({base.__module__.partition(".")[0] for base in kind.__mro__}):
             found = self._lookup(kind)
         return found
@@ -168,10 +171,13 @@ class CodecRegistry:
 
     def _lookup(self, kind: type) -> TensorCodec | ObjectCodec | None:
         with self._lock:
-            exact = self._objects.get(kind)
-            if exact is not None:
-                return exact
-            return next((self._tensors[base] for base in kind.__mro__ if base in self._tensors), None)
+            known = self._tensors
+            found = self._objects.get(kind) or next(
+                (known[base] for base in kind.__mro__ if base in known), None
+            )
+            if found is not None:
+                self._found[kind] = found
+            return found
 
     def _discover(self, names: set[str]) -> bool:
         with self._lock:

@@ -57,6 +57,7 @@ class _Flattener:
     def __init__(self, registry: CodecRegistry) -> None:
         self.leaves: list[Leaf] = []
         self._registry = registry
+        self._codecs: dict[type, TensorCodec | ObjectCodec | None] = {}
         self._index: dict[Hashable, int] = {}
         self._paths: set[str] = set()
         self._open: list[int] = []
@@ -72,7 +73,7 @@ class _Flattener:
         if kind is str:
             return self._text(path, value)
         if isinstance(value, (Mapping, list, tuple)):
-            codec = None if kind in (dict, list, tuple) else self._registry.find(kind)
+            codec = None if kind in (dict, list, tuple) else self._find(kind)
             return self._coded(path, value) if codec is not None else self._container(path, value)
         if kind is complex:
             return {"$complex": [_float(value.real), _float(value.imag)]}
@@ -110,7 +111,10 @@ class _Flattener:
         seen: dict[str, Any] = {}
         rows: list[list[Any]] = []
         for key, item in value.items():
-            key_node = self._key(path, key)
+            if type(key) is str and key.isascii():  # nearly all of them
+                key_node: Any = key
+            else:
+                key_node = self._key(path, key)
             component = key_component(key)
             if component in seen:
                 raise StateError(
@@ -145,7 +149,7 @@ class _Flattener:
         return value
 
     def _coded(self, path: str | None, value: Any) -> Any:
-        codec = self._registry.find(np.generic if isinstance(value, np.generic) else type(value))
+        codec = self._find(np.generic if isinstance(value, np.generic) else type(value))
         try:
             if isinstance(codec, ObjectCodec):
                 return self._object(path, value, codec)
@@ -160,6 +164,13 @@ class _Flattener:
         if type(base) is not type(value):
             return self.node(path, base)
         raise StateError(_no_codec(path, value), kind="no-codec", path=path, type=type(value).__name__)
+
+    def _find(self, kind: type) -> TensorCodec | ObjectCodec | None:
+        """The codec of a type, which the registry is asked for once."""
+        try:
+            return self._codecs[kind]
+        except KeyError:
+            return self._codecs.setdefault(kind, self._registry.find(kind))
 
     def _object(self, path: str | None, value: Any, codec: ObjectCodec) -> Any:
         self._enter(path, value)

@@ -25,6 +25,7 @@ _NAMES = {
     "float8_e5m2fnuz": "F8_E5M2FNUZ", "float8_e8m0fnu": "F8_E8M0", "float4_e2m1fn_x2": "F4",
 }  # fmt: skip
 _NAME_OF = {getattr(torch, text): name for text, name in _NAMES.items() if hasattr(torch, text)}
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 _DTYPE_OF = {name: dtype for dtype, name in _NAME_OF.items()}
 
 
@@ -50,14 +51,13 @@ class TorchCodec:
     def identity(self, value: torch.Tensor) -> Hashable:
         if value.numel() == 0:
             return id(value)
-        return (str(value.device), value.data_ptr(), tuple(value.shape), value.stride(), value.dtype,
+        return (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype,
                 value.is_conj(), value.is_neg())  # fmt: skip
 
     def view(self, value: torch.Tensor) -> Buffer | None:
-        plain = value.detach()
-        if plain.device.type != "cpu" or not plain.is_contiguous() or plain.is_conj() or plain.is_neg():
+        if not value.is_cpu or not value.is_contiguous() or value.is_conj() or value.is_neg():
             return None
-        return _bytes_of(plain)
+        return _bytes_of(value.detach())
 
     def copy_into(self, value: torch.Tensor, out: Buffer) -> None:
         plain = value.detach()
@@ -94,6 +94,12 @@ class TorchCodec:
 
 def _fault(value: torch.Tensor) -> str | None:
     """Why a tensor has no plain bytes; None where it has."""
+    if (
+        type(value) in _PLAIN
+        and value.layout is torch.strided
+        and not (value.is_nested or value.is_quantized or value.is_meta)
+    ):
+        return None  # nearly all of them
     if type(value).__name__ == "DTensor":
         return "a distributed tensor is saved through torch.distributed.checkpoint"
     if torch.nn.parameter.is_lazy(value):
