@@ -14,7 +14,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["actor", "cores", "environment", "provenance", "version_of", "yield_to_others"]
+from ckpt_core import ids
+
+__all__ = [
+    "actor",
+    "cores",
+    "environment",
+    "has_ended",
+    "process",
+    "provenance",
+    "version_of",
+    "yield_to_others",
+]
 
 _FRAMEWORKS = (
     "torch", "lightning", "pytorch_lightning", "jax", "keras", "tensorflow", "transformers", "numpy",
@@ -28,6 +39,7 @@ _JOBS = {
 }
 _COMMIT = re.compile("[0-9a-f]{40,64}")
 _LONGEST = 1 << 20
+_processes: dict[int, str] = {}  # by number: a forked child is another process
 
 
 def environment(name: str) -> str | None:
@@ -70,6 +82,26 @@ def actor() -> str:
     return _printable(f"{user}@{socket.gethostname()}:{os.getpid()}")
 
 
+def process() -> str:
+    """Names this process among all that run anywhere: `boot/pid namespace/pid/start time` where the system
+    tells them, else something that nobody else will be called."""
+    pid = os.getpid()
+    if pid not in _processes:
+        place, start = _kernel(), _start_of(pid)
+        _processes[pid] = f"{place}/{pid}/{start}" if place and start else f"unknown/{pid}/{ids.token()}"
+    return _processes[pid]
+
+
+def has_ended(name: str) -> bool:
+    """Whether the process that `process` named so is certainly gone. Of one on another machine, or in
+    another container, that cannot be told."""
+    place, _, rest = name.rpartition("/")[0].rpartition("/")
+    pid, start = rest, name.rpartition("/")[2]
+    if not place or place != _kernel() or not pid.isdecimal():
+        return False
+    return _start_of(int(pid)) != start
+
+
 def provenance() -> dict[str, Any]:
     """What manifests say of their writer: host, process, versions, job, and the commit of the code.
 
@@ -94,6 +126,21 @@ def provenance() -> dict[str, Any]:
     if commit:
         facts["git_commit"] = commit
     return facts
+
+
+def _kernel() -> str | None:
+    """The boot of the system and the namespace in which this process's number counts."""
+    boot = _text(Path("/proc/sys/kernel/random/boot_id"))
+    try:
+        return f"{boot.strip()}/{os.readlink('/proc/self/ns/pid')}" if boot else None
+    except OSError:
+        return None
+
+
+def _start_of(pid: int) -> str | None:
+    """When a process was started, in ticks since the boot; None where there is none of that number."""
+    fields = (_text(Path(f"/proc/{pid}/stat")) or "").rpartition(")")[2].split()
+    return fields[19] if len(fields) > 19 and fields[0] not in "XZ" else None
 
 
 def _printable(text: str) -> str:

@@ -49,6 +49,6 @@ def code_of(error: CkptError) -> int:
         return NO_STORE
     if isinstance(error, StoreError) and error.kind == "not-a-folder":
         return NO_STORE
-    if isinstance(error, CatalogError) and error.kind == "locked":
+    if isinstance(error, (CatalogError, StoreError)) and error.kind == "locked":
         return LOCKED
     return FAILED

@@ -16,6 +16,7 @@ __all__ = [
     "Chunk",
     "Forward",
     "ForwardRow",
+    "Lease",
     "Manifest",
     "MetricRow",
     "MetricSegment",
@@ -194,3 +195,17 @@ class ParityDocument(msgspec.Struct, frozen=True, kw_only=True):
     block_bytes: Annotated[int, Meta(ge=1, le=_LARGEST)]
     cell_bytes: Annotated[int, Meta(ge=1, le=(1 << 30))]
     cells: str
+
+
+class Lease(msgspec.Struct, frozen=True, kw_only=True):
+    """A claim of a process that is at work: what it is about to name, and what nobody else may do meanwhile."""
+
+    format: int = FORMAT
+    id: Ulid
+    purpose: str
+    holder: str
+    process: str
+    seconds: Annotated[int, Meta(ge=1, le=_LARGEST)]
+    lock: str = ""
+    checkpoint: Ulid | None = None
+    packs: tuple[PackName, ...] = ()

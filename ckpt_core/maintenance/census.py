@@ -16,15 +16,7 @@ from ckpt_core.model import TensorSpec
 from ckpt_core.repository import Repository, layout
 from ckpt_core.tree import dtypes
 
-__all__ = ["WITHDRAWN", "Census", "Needs", "chunks_of", "live_keys", "packs_in", "withdrawn_key"]
-
-WITHDRAWN = f"{layout.TRASH}/{layout.PACKS}"
-"""Where a pack waits between being taken out of circulation and being deleted."""
-
-
-def withdrawn_key(name: str) -> str:
-    """The key of a pack that prune has taken out of circulation."""
-    return f"{WITHDRAWN}/{name}"
+__all__ = ["Census", "Needs", "chunks_of", "live_keys", "packs_in"]
 
 
 def packs_in(repository: Repository) -> Iterator[tuple[str, int]]:
@@ -97,8 +89,8 @@ class Census:
                 census.sizes[name] = info.size
             elif name.endswith(layout.PARITY_SUFFIX):
                 census.sidecars.add(f"{name.removesuffix(layout.PARITY_SUFFIX)}.safetensors")
-        for info in repository.store.list(WITHDRAWN):
-            census.withdrawn[info.key.removeprefix(f"{WITHDRAWN}/")] = info.size
+        for info in repository.store.list(layout.WITHDRAWN):
+            census.withdrawn[info.key.removeprefix(f"{layout.WITHDRAWN}/")] = info.size
         return census
 
     def update(self, keys: Iterable[str]) -> None:

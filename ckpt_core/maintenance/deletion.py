@@ -12,14 +12,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ckpt_core.errors import CkptError, CorruptionError, NotFoundError, ObjectNotFoundError, StoreError
-from ckpt_core.maintenance.census import Census, chunks_of, live_keys, withdrawn_key
+from ckpt_core.maintenance.census import Census, chunks_of, live_keys
 from ckpt_core.maintenance.parity import carry_over
 from ckpt_core.maintenance.prune import PrunePlan
 from ckpt_core.maintenance.rewriting import is_rewritten, rewrite
-from ckpt_core.repository import References, Repository, layout
+from ckpt_core.repository import HeldLease, References, Repository, layout
 
-__all__ = ["Pruned", "execute_prune"]
+__all__ = ["MAINTENANCE", "Pruned", "execute_prune"]
 
+MAINTENANCE = "maintenance"
+"""The lock of whoever deletes or rewrites packs."""
 STALE_SECONDS = 24 * 3600.0
 _log = logging.getLogger("ckpt_core.maintenance")
 
@@ -40,14 +42,20 @@ def execute_prune(
 ) -> Pruned:
     """Does what the plan says. Interrupted at any instant it leaves garbage for the next prune, never loss.
 
-    `census`, if given, learns what has changed. Raises StoreError; CorruptionError where a chunk to be
-    moved is damaged (its pack is then left alone and the rest is still done first).
+    `census`, if given, learns what has changed. Raises StoreError (of kind `locked` where another prune is at
+    work: then nothing was done); CorruptionError where a chunk to be moved is damaged (its pack is then left
+    alone and the rest is still done first).
     """
-    return _Execution(repository, plan, census).run(sweep)
+    with repository.leases.hold("prune", lock=MAINTENANCE) as lease:
+        repository.leases.end_dead()
+        return _Execution(repository, plan, census, lease).run(sweep)
 
 
 class _Execution:
-    def __init__(self, repository: Repository, plan: PrunePlan, census: Census | None) -> None:
+    def __init__(
+        self, repository: Repository, plan: PrunePlan, census: Census | None, lease: HeldLease
+    ) -> None:
+        self._lease = lease
         self._repository = repository
         self._store = repository.store
         self._plan = plan
@@ -55,6 +63,7 @@ class _Execution:
         self._failures: list[CkptError] = []
         self._out: dict[str, int] = dict(plan.withdrawn)  # taken out of circulation -> bytes that this frees
         self._moved: dict[str, set[int]] = {}
+        self._claimed = False
 
     def run(self, sweep: bool) -> Pruned:
         plan = self._plan
@@ -68,6 +77,7 @@ class _Execution:
         if self._out:
             try:
                 self._look_again()
+                self._refuse_if_late()
             except BaseException:
                 # What was published meanwhile is not known, so nothing may go. The next prune will see.
                 for name in list(self._out):
@@ -75,11 +85,14 @@ class _Execution:
                         self._put_back(name)
                 raise
         for name in self._out:
-            self._store.delete(withdrawn_key(name))
+            self._store.delete(layout.withdrawn_key(name))
             self._store.delete(layout.parity_key(name))
+            self._lease.renew()
         for name in plan.sidecars:
             self._store.delete(layout.parity_key(name))
-        for key in plan.manifests:
+        # They are what tells that a pack which a save claims is to go when that save has ended.
+        manifests = () if self._claimed else plan.manifests
+        for key in manifests:
             self._store.delete(key)
         for name in plan.forwards:
             self._store.delete(layout.forward_key(name))
@@ -91,12 +104,14 @@ class _Execution:
             raise self._failures[0]
         rewritten = len(self._moved.keys() & self._out.keys())
         freed = sum(self._out.values()) + temporaries
-        return Pruned(len(plan.manifests), len(self._out) - rewritten, rewritten, freed, temporaries)
+        return Pruned(len(manifests), len(self._out) - rewritten, rewritten, freed, temporaries)
 
     def _rewrite(self, name: str) -> bool:
         sources = self._plan.sources.get(name, ())
         try:
-            target, moved = rewrite(self._repository, name, self._plan.live[name], sources)
+            target, moved = rewrite(
+                self._repository, name, self._plan.live[name], sources, alive=self._lease.renew
+            )
         except ObjectNotFoundError:  # another prune was faster
             if self._census is not None:
                 self._census.note_gone(name)
@@ -116,8 +131,9 @@ class _Execution:
         return moved >= set(self._plan.live[name]) and self._store.exists(layout.pack_key(target))
 
     def _take_out(self, name: str, freed: int) -> None:
+        self._lease.renew()
         try:
-            self._store.move(layout.pack_key(name), withdrawn_key(name))
+            self._store.move(layout.pack_key(name), layout.withdrawn_key(name))
         except ObjectNotFoundError:
             pass
         else:
@@ -129,18 +145,23 @@ class _Execution:
         _log.info("pack %s is needed after all and stands in its place again", name)
         self._out.pop(name, None)
         try:
-            self._store.move(withdrawn_key(name), layout.pack_key(name))
+            self._store.move(layout.withdrawn_key(name), layout.pack_key(name))
         except ObjectNotFoundError:  # another prune was faster
             return
         if self._census is not None:
             self._census.note_standing(name)
 
     def _look_again(self) -> None:
-        """Puts back what a manifest names that was published since the plan was made.
+        """Puts back what a save claims, or a manifest names, that came since the plan was made.
 
-        Its save looked for the packs after it published the manifest. Either it did so before they were
-        taken out, and then the manifest is seen here; or after, and then it makes its commit again.
+        A save puts its lease and then looks for the packs. Either it did so before they were taken out, and
+        then the lease is seen here, or the manifest for which it was given up; or after, and then the save
+        does without those packs.
         """
+        claims = self._repository.leases.standing_claims()
+        for name in [name for name in self._out if name in claims]:
+            self._claimed = True
+            self._put_back(name)
         for key in live_keys(self._repository, self._plan.seen):
             if key not in self._plan.seen:
                 try:
@@ -167,6 +188,12 @@ class _Execution:
             for target in {row.pack for row in document.rows} if document else ():
                 if target in self._out and target not in self._moved:
                     self._put_back(target)
+
+    def _refuse_if_late(self) -> None:
+        if not self._lease.stands():
+            raise StoreError(
+                "this prune was held up for so long that another may have begun: prune again", kind="locked"
+            )
 
     def _delete_references(self) -> None:
         if not self._plan.references:

@@ -14,7 +14,7 @@ from ckpt_core import clock
 from ckpt_core.errors import CkptError, NotFoundError
 from ckpt_core.format.documents import ForwardRow, Manifest
 from ckpt_core.maintenance import surroundings
-from ckpt_core.maintenance.census import WITHDRAWN, packs_in
+from ckpt_core.maintenance.census import packs_in
 from ckpt_core.maintenance.findings import Finding
 from ckpt_core.maintenance.prune import ORPHAN_SECONDS
 from ckpt_core.maintenance.wording import counted, size
@@ -102,7 +102,7 @@ def _packs(repository: Repository, manifests: _Manifests) -> Iterator[Finding]:
         if info.key.endswith(layout.FORWARD_SUFFIX)
     }
     named = {pack.name: pack.size for manifest in manifests.readable.values() for pack in manifest.packs}
-    out = {info.key.removeprefix(f"{WITHDRAWN}/") for info in repository.store.list(WITHDRAWN)}
+    out = {info.key.removeprefix(f"{layout.WITHDRAWN}/") for info in repository.store.list(layout.WITHDRAWN)}
     missing = sorted(
         name for name in named if name not in sizes and name not in forwarded and name not in out
     )

@@ -58,13 +58,13 @@ class _AsIfForgotten(Store):
     def create(self, key: str) -> ObjectWriter:
         raise self._refusal(key)
 
-    def put(self, key: str, data: Bytes) -> None:
+    def put(self, key: str, data: Bytes, *, durable: bool = True) -> None:
         raise self._refusal(key)
 
     def move(self, key: str, target: str) -> None:
         raise self._refusal(key)
 
-    def delete(self, key: str) -> None:
+    def delete(self, key: str, *, durable: bool = True) -> None:
         raise self._refusal(key)
 
     def sweep(self, older_than: float) -> int:

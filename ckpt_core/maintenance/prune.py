@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from ckpt_core.errors import CorruptionError, NotFoundError, ObjectNotFoundError
 from ckpt_core.maintenance.census import Census, Needs
 from ckpt_core.maintenance.rewriting import is_rewritten, serves, successor
-from ckpt_core.repository import References, Repository, layout
+from ckpt_core.repository import Claims, References, Repository, layout
 
 __all__ = ["ORPHAN_SECONDS", "PrunePlan", "plan_prune", "plan_reclaim"]
 
@@ -38,6 +39,8 @@ class PrunePlan:
     """Keys of tags and pins whose checkpoint is gone for good."""
     young: tuple[str, ...] = ()
     """Packs that nothing names and that are too young to be deleted."""
+    claimed: tuple[str, ...] = ()
+    """Packs that nothing names and that a save may be about to name: it holds a lease."""
     restores: tuple[str, ...] = ()
     """Packs that an interrupted prune took out of circulation and that something names after all."""
     withdrawn: tuple[tuple[str, int], ...] = ()
@@ -72,23 +75,29 @@ def plan_prune(repository: Repository, *, orphan_seconds: float = ORPHAN_SECONDS
 
     Raises CorruptionError where a live manifest cannot be read: what it needs is then not known.
     """
-    # References first: one that names a checkpoint made after them is then never taken for dangling.
+    # References first: one that names a checkpoint made after them is then never taken for dangling. Claims
+    # before manifests: a save gives its claim up when its manifest stands.
     references = list(References(repository.store).all())
+    claims = repository.leases.claims()
     forgotten = list(repository.manifest_keys(trash=True))
     census = Census.take(repository)
     alive = {_id_of(key) for key in census.keys}
     alive |= {found.id for found in repository.manifest_keys(quarantine=True)}
-    let_go = _let_go(repository, census, [found.key for found in forgotten])
+    named = _named(repository, [found.key for found in forgotten])
+    let_go = _let_go(census, named)
     owners = {found.id for found in forgotten if found.id not in alive}
     needs = census.needs(census.sizes)
-    rewrites = _half_dead(repository, census, needs.chunks)
+    rewrites = _half_dead(repository, census, needs.chunks, claims)
     kept = _kept(census, rewrites)
-    dead, young = [], []
+    dead, young, claimed = [], [], []
     limit: float | None = None
     for name, chunks in needs.chunks.items():
         if chunks or name in kept:
             continue
-        certain = name in let_go or (name.rpartition("/")[2][:26] in owners and not is_rewritten(name))
+        if name in claims:
+            claimed.append(name)
+            continue
+        certain = name in let_go or (layout.pack_owner(name) in owners and not is_rewritten(name))
         if not certain:
             limit = repository.store.now() - orphan_seconds if limit is None else limit
         if certain or (limit is not None and _modified(repository, name) <= limit):
@@ -96,13 +105,14 @@ def plan_prune(repository: Repository, *, orphan_seconds: float = ORPHAN_SECONDS
         else:
             young.append(name)
     return PrunePlan(
-        manifests=tuple(found.key for found in forgotten),
+        manifests=tuple(key for key, packs in named.items() if packs.isdisjoint(claimed)),
         packs=tuple(dead),
         forwards=_stale_forwards(census, census.forwards, needs.forwards),
         references=tuple(key for key, reference in references if reference.checkpoint not in alive),
         young=tuple(young),
-        restores=tuple(sorted(needs.missing & census.withdrawn.keys())),
-        withdrawn=_left_withdrawn(census, needs),
+        claimed=tuple(claimed),
+        restores=tuple(sorted(name for name in census.withdrawn if name in needs.missing or name in claims)),
+        withdrawn=_left_withdrawn(census, needs, claims),
         sidecars=tuple(sorted(_without_packs(census))),
         seen=frozenset(census.keys),
         seen_forwards=frozenset(census.forwards),
@@ -120,18 +130,19 @@ def plan_reclaim(
     For retention, which runs after every save: nothing is listed. `references` are the keys of their tags
     and pins. `census` knows that they are forgotten.
     """
-    let_go = _let_go(repository, census, manifests)
+    claims = repository.leases.claims()
+    named = _named(repository, manifests)
+    let_go = _let_go(census, named)
     needs = census.needs(let_go)
     forwards = let_go & census.forwards.keys()
-    rewrites = _half_dead(repository, census, needs.chunks)
+    rewrites = _half_dead(repository, census, needs.chunks, claims)
     kept = _kept(census, rewrites)
+    dead = [name for name, chunks in sorted(needs.chunks.items()) if not chunks and name not in kept]
+    claimed = tuple(name for name in dead if name in claims)
     return PrunePlan(
-        manifests=tuple(manifests),
-        packs=tuple(
-            (name, census.sizes[name])
-            for name, chunks in sorted(needs.chunks.items())
-            if not chunks and name not in kept
-        ),
+        manifests=tuple(key for key, packs in named.items() if packs.isdisjoint(claimed)),
+        packs=tuple((name, census.sizes[name]) for name in dead if name not in claims),
+        claimed=claimed,
         forwards=_stale_forwards(census, forwards, needs.forwards),
         references=tuple(references),
         seen=frozenset(census.keys),
@@ -142,15 +153,20 @@ def plan_reclaim(
     )
 
 
-def _let_go(repository: Repository, census: Census, manifests: Iterable[str]) -> set[str]:
-    """The packs that forgotten manifests name, and those to which they were rewritten: no save that is
-    running wrote them."""
-    found: set[str] = set()
+def _named(repository: Repository, manifests: Iterable[str]) -> dict[str, set[str]]:
+    """Key of each forgotten manifest -> the packs that it names."""
+    found: dict[str, set[str]] = {}
     for key in manifests:
-        try:
-            found.update(pack.name for pack in repository.read(key).manifest.packs)
-        except (NotFoundError, CorruptionError):  # its packs are then told by their names, or by their age
-            continue
+        found[key] = set()
+        # Where one cannot be read, its packs are told by their names, or by their age.
+        with suppress(NotFoundError, CorruptionError):
+            found[key] = {pack.name for pack in repository.read(key).manifest.packs}
+    return found
+
+
+def _let_go(census: Census, named: Mapping[str, Collection[str]]) -> set[str]:
+    """The packs that forgotten manifests name, and those to which they were rewritten."""
+    found = {name for names in named.values() for name in names}
     return found | {target for name in found for target in census.targets(name)}
 
 
@@ -159,13 +175,13 @@ Rewrite = tuple[str, Mapping[int, int], int]
 
 
 def _half_dead(
-    repository: Repository, census: Census, needed: Mapping[str, Mapping[int, int]]
+    repository: Repository, census: Census, needed: Mapping[str, Mapping[int, int]], claims: Claims
 ) -> list[Rewrite]:
     """The packs of which live manifests need less than half, where a rewrite pays."""
     found = []
     for name, chunks in sorted(needed.items()):
         live = sum(chunks.values())
-        if not chunks or census.sizes[name] - live < _REWRITE_AT_LEAST:
+        if not chunks or name in claims or census.sizes[name] - live < _REWRITE_AT_LEAST:
             continue
         try:
             size = census.data_bytes(name)
@@ -196,12 +212,12 @@ def _stale_forwards(census: Census, names: Iterable[str], needed: Collection[str
     )
 
 
-def _left_withdrawn(census: Census, needs: Needs) -> tuple[tuple[str, int], ...]:
+def _left_withdrawn(census: Census, needs: Needs, claims: Claims) -> tuple[tuple[str, int], ...]:
     """What is out of circulation for good. A pack seen in both places is in another prune's hands."""
     return tuple(
         (name, size)
         for name, size in sorted(census.withdrawn.items())
-        if name not in needs.missing and name not in census.sizes
+        if name not in needs.missing and name not in census.sizes and name not in claims
     )
 
 

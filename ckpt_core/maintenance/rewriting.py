@@ -28,14 +28,19 @@ def is_rewritten(name: str) -> bool:
 
 
 def rewrite(
-    repository: Repository, name: str, offsets: Iterable[int], sources: Iterable[str]
+    repository: Repository,
+    name: str,
+    offsets: Iterable[int],
+    sources: Iterable[str],
+    *,
+    alive: Callable[[], object] = lambda: None,
 ) -> tuple[str, set[int]]:
     """Copies the chunks of a pack at `offsets` to its successor and leaves a forwarding; the pack stays.
 
     The name of the successor follows from the pack's, and the forwarding from what is in both. So where two
     prunes meet, or one was interrupted, the first copy serves everybody. `sources` are packs rewritten
     earlier whose forwarding leads here: it will lead past it, so that readers follow one step however often
-    chunks have moved.
+    chunks have moved. `alive` is called again and again meanwhile.
 
     Returns the successor and the offsets that are forwarded to it, which are not all where another prune
     wanted less. Raises CorruptionError, StoreError; then the pack is needed as before.
@@ -46,7 +51,7 @@ def rewrite(
         header = read_header(reader.read, reader.size, name)
         if not store.exists(layout.pack_key(target)):
             with suppress(ObjectExistsError):
-                _copy(repository, reader, header, name, target, frozenset(offsets))
+                _copy(repository, reader, header, name, target, frozenset(offsets), alive)
     with store.open(layout.pack_key(target)) as reader:
         moved = {_form(chunk): chunk.offset for chunk in read_header(reader.read, reader.size, target).chunks}
     rows = tuple(
@@ -94,6 +99,7 @@ def _copy(
     name: str,
     target: str,
     live: frozenset[int],
+    alive: Callable[[], object],
 ) -> None:
     chunks = [chunk for chunk in header.chunks if chunk.offset in live]
     if {chunk.offset for chunk in chunks} != live:
@@ -112,6 +118,7 @@ def _copy(
     )
     try:
         for chunk in chunks:
+            alive()
             piece, stored = _piece(reader.read, chunk, name, algorithm)
             pack.append(piece, chunk.digest, stored)
         pack.finish()

@@ -12,7 +12,7 @@ from ckpt_core.errors import CkptError, CorruptionError, MissingExtraError, NotF
 from ckpt_core.format.documents import Manifest, StoreDocument
 from ckpt_core.format.pack import read_header
 from ckpt_core.format.sealed import unseal
-from ckpt_core.maintenance.census import packs_in, withdrawn_key
+from ckpt_core.maintenance.census import packs_in
 from ckpt_core.maintenance.chunks import check_group, groups
 from ckpt_core.maintenance.parity import check_sidecar, sidecars_in
 from ckpt_core.repository import MetricSegments, References, Repository, layout
@@ -222,7 +222,7 @@ class CheckpointVerifier:
                     self._hurts(manifest, "", layout.pack_key(name), "")
 
     def _whereabouts(self, name: str) -> str:
-        if self._repository.store.exists(withdrawn_key(name)):
+        if self._repository.store.exists(layout.withdrawn_key(name)):
             return "an interrupted prune has taken the pack out of circulation: prune again to put it back"
         return "the pack is missing from the store"
 

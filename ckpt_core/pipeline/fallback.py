@@ -45,7 +45,8 @@ class StateLoader:
     ) -> tuple[Checkpoint, Any]:
         """The checkpoint wanted, or else the first of the others that verifies, and its state.
 
-        Raises the error of the first where none can be loaded, and whatever is not damage.
+        Raises the error of the first where none can be loaded (NotFoundError where it was forgotten
+        meanwhile), and whatever is not damage.
         """
         first: CkptError | None = None
         tried = 0
@@ -110,7 +111,9 @@ class StateLoader:
             damage = error.kind in _UNREADABLE
         else:
             damage = isinstance(error, CorruptionError)
-        if not damage and not (isinstance(error, NotFoundError) and error.kind == "checkpoint"):
+        if not damage and not (
+            isinstance(error, NotFoundError) and error.kind in ("checkpoint", "forgotten")
+        ):
             return False
         if not self._workspace.repository.store.exists(checkpoint.key):
             _log.warning("checkpoint %s (step %d) was forgotten meanwhile", checkpoint.id, checkpoint.step)

@@ -24,6 +24,8 @@ from ckpt_core.tree import registry
 
 __all__ = ["Library"]
 
+_LOOKS = 4
+
 
 class Library(ABC):  # noqa: B024 - abstract because it is only a part: CheckpointManager is the whole
     """The reading half of CheckpointManager.
@@ -100,15 +102,22 @@ class Library(ABC):  # noqa: B024 - abstract because it is only a part: Checkpoi
         Raises NotFoundError, CorruptionError, StateMismatchError (names the paths), FormatError,
         MissingExtraError. After an error the tensors of `like` may be partly overwritten.
         """
-        choices = self._candidates(ref)
-        first = next(choices)
-        experiment, reference = split_reference(ref, self.experiment)
-        if reference == "latest":
-            damaged = self.workspace.index.damaged(experiment)
-            self._loader.pass_over([d for d in damaged if d[0].id > first.id], fallback=fallback)
         request = LoadRequest(like, include, verify, framework)
-        self.loaded, state = self._loader.load(first, choices if fallback else (), request)
-        return state
+        experiment, reference = split_reference(ref, self.experiment)
+        for left in reversed(range(_LOOKS)):
+            choices = self._candidates(ref)
+            first = next(choices)
+            if reference == "latest":
+                damaged = self.workspace.index.damaged(experiment)
+                self._loader.pass_over([d for d in damaged if d[0].id > first.id], fallback=fallback)
+            try:
+                self.loaded, state = self._loader.load(first, choices if fallback else (), request)
+            except NotFoundError:  # retention took all of them away meanwhile: there are newer ones
+                if not left:
+                    raise
+            else:
+                return state
+        raise AssertionError("the last look returns or raises")
 
     def open(
         self, ref: str = "latest", *, verify: Verify = "lazy", framework: str | None = None

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from ckpt_core.config import provenance
-from ckpt_core.errors import CkptError, SaveNotDoneError, StoreError
+from ckpt_core.errors import CkptError, SaveNotDoneError
 from ckpt_core.format.documents import Manifest
 from ckpt_core.hooks import HookContext, HookEvent, HookManager, HookOutcome
 from ckpt_core.maintenance.parity import protect_all
@@ -21,7 +21,7 @@ from ckpt_core.maintenance.rewriting import rebased
 from ckpt_core.model import Attempt, Checkpoint, Snapshot
 from ckpt_core.pipeline.queue import SaveHandle
 from ckpt_core.pipeline.workspace import Workspace
-from ckpt_core.repository import Committed, Draft, layout
+from ckpt_core.repository import Committed, Draft
 
 __all__ = ["SaveRequest", "Saver"]
 
@@ -133,11 +133,6 @@ class Saver:
         return checkpoint
 
     def _commit(self, request: SaveRequest, snapshot: Snapshot) -> Committed:
-        """A checkpoint all of whose packs stood in their places after it was published.
-
-        Prune takes a pack away and then looks for new manifests; a save publishes its manifest and then
-        looks for the packs. So one of the two notices the other, whatever the order.
-        """
         repository = self.workspace.repository
         draft = Draft(
             experiment=self.experiment,
@@ -148,27 +143,9 @@ class Saver:
             parent=self._parent,
         )
         base = rebased(repository, self._base) if self._base is not None else None
-        for _ in range(3):
-            committed = repository.commit(
-                snapshot, draft, base=base, compression=self.compression, threads=request.threads
-            )
-            gone = self._gone(committed)
-            if not gone:
-                return committed
-            _log.warning("packs vanished during a commit, which is made again: %s", ", ".join(gone))
-            repository.forget(committed.key)
-            base = None
-        raise StoreError(
-            "packs kept vanishing while a checkpoint was written; is a prune running?", kind="race"
+        return repository.commit(
+            snapshot, draft, base=base, compression=self.compression, threads=request.threads
         )
-
-    def _gone(self, committed: Committed) -> list[str]:
-        store = self.workspace.repository.store
-        try:
-            return [name for name, _ in committed.packs if not store.exists(layout.pack_key(name))]
-        except StoreError as error:  # the checkpoint is durable; that nobody pruned meanwhile is likely
-            _log.warning("it could not be checked that nothing was pruned during a save: %s", error)
-            return []
 
     @cached_property
     def _provenance(self) -> dict[str, Any]:

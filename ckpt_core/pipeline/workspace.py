@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Collection, Sequence
@@ -21,6 +22,8 @@ from ckpt_core.repository import MetricSegments, References, Repository
 from ckpt_core.stores import LocalStore, Store, open_store
 
 __all__ = ["Workspace"]
+
+_log = logging.getLogger("ckpt_core.pipeline")
 
 
 class Workspace:
@@ -111,11 +114,12 @@ class Workspace:
 
     def reclaim(
         self, forgotten: Sequence[str], standing: Collection[str], references: Sequence[str]
-    ) -> Pruned:
+    ) -> Pruned | None:
         """Prunes what only these forgotten manifests needed, without reading those of the whole store again.
 
         `forgotten` are keys in the trash, `standing` those of all manifests that are left, `references`
-        those of the tags and pins of the forgotten. Raises StoreError, CorruptionError.
+        those of the tags and pins of the forgotten. None where somebody else is pruning: then they wait in
+        the trash for the next call. Raises StoreError, CorruptionError.
         """
         repository = self.repository
         with self._pruning:
@@ -128,7 +132,13 @@ class Workspace:
             if census is None:
                 census = Census.take(repository)
             plan = plan_reclaim(repository, census, forgotten, references)
-            pruned = execute_prune(repository, plan, census=census, sweep=False)
+            try:
+                pruned = execute_prune(repository, plan, census=census, sweep=False)
+            except StoreError as error:
+                if error.kind != "locked":
+                    raise
+                _log.info("what was forgotten is reclaimed later: %s", error)
+                return None
             self._census = census
         self.audit("prune", repository.store.url, "done", freed=pruned.freed, packs=pruned.packs)
         return pruned

@@ -1,5 +1,6 @@
 """The repository: chunks to packs to manifests in a store; references and metric segments beside them."""
 
+from ckpt_core.repository.leases import Claims, HeldLease, Leases
 from ckpt_core.repository.reader import ChunkReader, Verify
 from ckpt_core.repository.references import References
 from ckpt_core.repository.repository import Committed, Draft, Repository, check_options
@@ -8,8 +9,11 @@ from ckpt_core.repository.spare import Spare
 
 __all__ = [
     "ChunkReader",
+    "Claims",
     "Committed",
     "Draft",
+    "HeldLease",
+    "Leases",
     "MetricSegments",
     "References",
     "Repository",

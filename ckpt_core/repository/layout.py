@@ -12,6 +12,7 @@ __all__ = [
     "DOCUMENT_LIMIT",
     "FORWARD_SUFFIX",
     "HEALING",
+    "LEASES",
     "MANIFESTS",
     "METRICS",
     "MIRROR_DOCUMENT",
@@ -21,13 +22,16 @@ __all__ = [
     "REFERENCES",
     "STORE_DOCUMENT",
     "TRASH",
+    "WITHDRAWN",
     "ManifestKey",
     "ReferenceKey",
     "forward_key",
+    "lease_key",
     "manifest_key",
     "manifest_names",
     "pack_key",
     "pack_name",
+    "pack_owner",
     "parity_key",
     "parse_manifest_key",
     "parse_reference_key",
@@ -35,6 +39,7 @@ __all__ = [
     "reference_key",
     "segment_key",
     "trash_key",
+    "withdrawn_key",
 ]
 
 DOCUMENT_LIMIT = 1 << 30
@@ -47,11 +52,14 @@ PACKS = "packs"
 TRASH = "trash"
 REFERENCES = "refs"
 METRICS = "metrics"
+LEASES = "leases"
 FORWARD_SUFFIX = ".forward.json"
 PARITY_SUFFIX = ".parity"
 QUARANTINE = "quarantine"
 HEALING = f"{QUARANTINE}/healing"
 """Where a repair writes what it heals, until it is proved and takes the damaged object's place."""
+WITHDRAWN = f"{TRASH}/{PACKS}"
+"""Where a pack waits between being taken out of circulation and being deleted."""
 
 
 class ManifestKey(NamedTuple):
@@ -125,6 +133,21 @@ def quarantine_key(key: str) -> str:
 def pack_name(experiment: str, owner: str, rank: int, number: int) -> str:
     """A pack's name below `packs/`, as manifests give it."""
     return f"{encode_name(experiment)}/{owner}-{rank}-{number}.safetensors"
+
+
+def pack_owner(name: str) -> str:
+    """The id of the checkpoint that a pack was first written for."""
+    return name.rpartition("/")[2][:26]
+
+
+def lease_key(lease: str) -> str:
+    """`leases/<lease id>.json`."""
+    return f"{LEASES}/{lease}.json"
+
+
+def withdrawn_key(name: str) -> str:
+    """The key of a pack that prune has taken out of circulation."""
+    return f"{WITHDRAWN}/{name}"
 
 
 def pack_key(name: str) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, Literal
 
 import numpy as np
 
 from ckpt_core.config import cores
-from ckpt_core.errors import CkptError, CorruptionError, ObjectNotFoundError, StoreError
+from ckpt_core.errors import CkptError, CorruptionError, NotFoundError, ObjectNotFoundError, StoreError
 from ckpt_core.format.compression import expand, require
 from ckpt_core.format.documents import Chunk, Forward, Manifest, PackRecord
 from ckpt_core.format.hashing import Hasher, digest_of
@@ -30,6 +30,7 @@ Verify = Literal["full", "lazy", "off"]
 """`full`: every byte read, and the headers of the packs it is in; `lazy`: every byte read; `off`: none."""
 
 _PARALLEL = 4 << 20
+_LOOKS = 3
 _FORWARDS = 100  # a chain of rewritten packs that is longer leads nowhere
 _SMALL = 64 << 10
 _PIECE = 512 << 10  # read and hashed at once: what a core's own cache holds
@@ -147,7 +148,7 @@ class ChunkReader:
             own = by_pack[number]
             try:
                 self._check_headers_of(own)
-            except (CorruptionError, StoreError) as error:
+            except (CorruptionError, NotFoundError, StoreError) as error:
                 self._instead(error, lambda reader, own=own: reader._check_headers_of(own))  # type: ignore[misc]
 
     def _check_headers_of(self, chunks: Sequence[Chunk]) -> None:
@@ -182,7 +183,7 @@ class ChunkReader:
     def _read_chunk(self, index: int, position: int, out: Buffer) -> None:
         try:
             self._read_own(index, position, out)
-        except (CorruptionError, StoreError) as error:
+        except (CorruptionError, NotFoundError, StoreError) as error:
             self._instead(error, lambda reader: reader._read_own(index, position, out))
 
     def _instead(self, error: CkptError, read: Callable[[ChunkReader], None]) -> None:
@@ -201,10 +202,21 @@ class ChunkReader:
         spare.instead(error, there)
 
     def _read_own(self, index: int, position: int, out: Buffer) -> None:
+        number = position // self.manifest.chunk_bytes
+        chunk = self.manifest.tensors[index].shards[0].chunks[number]
+        for _ in range(_LOOKS):
+            pack, offset = self._locate(chunk)
+            try:
+                self._read_at(pack, offset, index, position, out)
+                return
+            except ObjectNotFoundError:  # an open object does not outlive its deletion in every store
+                self._look_anew(pack)
+        raise self._missing(pack, f"pack {pack} is missing from the store")
+
+    def _read_at(self, pack: str, offset: int, index: int, position: int, out: Buffer) -> None:
         number, skipped = divmod(position, self.manifest.chunk_bytes)
         shard = self.manifest.tensors[index].shards[0]
         chunk, stored = shard.chunks[number], shard.stored_length(number)
-        pack, offset = self._locate(chunk)
         facts = {"key": layout.pack_key(pack), "offset": offset, "digest": chunk.digest, "tensor": index}
         reader = self._required(pack)
         if stored:
@@ -258,26 +270,42 @@ class ChunkReader:
         return whole
 
     def _locate(self, chunk: Chunk) -> tuple[str, int]:
-        name, offset = self.manifest.packs[chunk.pack].name, chunk.offset
-        for _ in range(_FORWARDS):
-            if self._pack(name) is not None:
-                return name, offset
-            moved = self._forward(name).get(offset)
-            if moved is None:
-                break
-            name, offset = moved
-        raise self._missing(name, f"pack {name} no longer holds the bytes at {offset}")
+        for _ in range(_LOOKS):
+            name, offset = self.manifest.packs[chunk.pack].name, chunk.offset
+            for _ in range(_FORWARDS):
+                if self._pack(name) is not None:
+                    return name, offset
+                moved = self._forward(name).get(offset)
+                if moved is None:
+                    break
+                name, offset = moved
+            self._look_anew()  # a prune may have moved things about while we looked
+        what = (
+            f"no longer holds the bytes at {offset}" if self._forward(name) else "is missing from the store"
+        )
+        raise self._missing(name, f"pack {name} {what}")
 
     def _pack(self, name: str) -> ObjectReader | None:
         """An open pack; None for one that is missing, which is found out once."""
         with self._lock:
             if name not in self._open:
-                try:
-                    found = self._stack.enter_context(self._store.open(layout.pack_key(name)))
-                except ObjectNotFoundError:
-                    found = None
-                self._open[name] = found
+                self._open[name] = self._opened(name)
             return self._open[name]
+
+    def _opened(self, name: str) -> ObjectReader | None:
+        """Opens a pack, also one that a prune has just taken out of circulation, and may put back."""
+        key, withdrawn = layout.pack_key(name), layout.withdrawn_key(name)
+        for place in (key, withdrawn, key):
+            with suppress(ObjectNotFoundError):
+                return self._stack.enter_context(self._store.open(place))
+        return None
+
+    def _look_anew(self, gone: str | None = None) -> None:
+        """Forgets what was missing, and a pack that is `gone` although it is open."""
+        with self._lock:
+            for name in [name for name, reader in self._open.items() if reader is None or name == gone]:
+                del self._open[name]
+            self._forwards.clear()
 
     def _required(self, name: str) -> ObjectReader:
         reader = self._pack(name)
@@ -286,16 +314,27 @@ class ChunkReader:
         return reader
 
     def _forward(self, name: str) -> dict[int, tuple[str, int]]:
-        if name not in self._forwards:
-            try:
-                document = read_forward(self._store, name)
-            except ObjectNotFoundError:
-                raise self._missing(name, f"pack {name} is missing from the store") from None
-            self._forwards[name] = {row.offset: (row.pack, row.new_offset) for row in document.rows}
-        return self._forwards[name]
+        with self._lock:
+            if name not in self._forwards:
+                try:
+                    rows = read_forward(self._store, name).rows
+                except ObjectNotFoundError:
+                    rows = ()
+                self._forwards[name] = {row.offset: (row.pack, row.new_offset) for row in rows}
+            return self._forwards[name]
 
-    def _missing(self, name: str, what: str) -> CorruptionError:
-        return self._corrupt("missing", what, key=layout.pack_key(name))
+    def _missing(self, name: str, what: str) -> CkptError:
+        """Damage, unless the checkpoint was forgotten and pruned while it was being read."""
+        manifest = self.manifest
+        if self._store.exists(layout.manifest_key(manifest.experiment, manifest.step, manifest.id)):
+            return self._corrupt("missing", what, key=layout.pack_key(name))
+        return NotFoundError(
+            f"checkpoint {manifest.id} (step {manifest.step}) was forgotten and its bytes were reclaimed while "
+            "it was being read; `ckpt ls` lists those that are there",
+            kind="forgotten",
+            checkpoint=manifest.id,
+            step=manifest.step,
+        )
 
     def _corrupt(self, kind: str, what: str, **facts: object) -> CorruptionError:
         return CorruptionError(

@@ -34,6 +34,7 @@ from ckpt_core.model import Attempt, Checkpoint, Snapshot
 from ckpt_core.repository import layout
 from ckpt_core.repository.checking import check_manifest
 from ckpt_core.repository.layout import ManifestKey
+from ckpt_core.repository.leases import HeldLease, Leases
 from ckpt_core.repository.reader import ChunkReader, Verify, read_forward
 from ckpt_core.repository.spare import Spare
 from ckpt_core.repository.writer import Known, Part, still_there, write_part
@@ -44,6 +45,7 @@ __all__ = ["CHUNK_BYTES", "Committed", "Draft", "Repository", "attempt_from", "a
 CHUNK_BYTES = 8 << 20
 CHUNK_STEP, CHUNK_MOST = 4096, 1 << 30
 _STORE_LIMIT = 1 << 20
+_TRIES = 3
 _log = logging.getLogger("ckpt_core.repository")
 
 
@@ -135,6 +137,7 @@ class Repository:
         self.store = store
         self.document = document
         self.spare = spare
+        self.leases = Leases(store)
 
     def alone(self) -> Repository:
         """The same without a spare: for those who look for damage."""
@@ -213,32 +216,41 @@ class Repository:
         `approve` is called just before the commit and stops it by raising. With `compression` what is newly
         written is compressed where that pays. `threads` hash and compress, as many as there are cores if it is
         left out.
+
+        A lease keeps prunes away from what is named. Where it was taken for over meanwhile, as this process
+        was held up for long, the packs are looked for, and what is gone is written again.
         """
-        checkpoint = ids.new_ulid()
-        for _ in range(3):
-            known = self._known(base)
-            part = write_part(
-                self.store,
-                snapshot,
-                experiment=draft.experiment,
-                checkpoint=checkpoint,
-                chunk_bytes=self.document.chunk_bytes,
-                known=known,
-                algorithm=self.document.digest,
-                compression=compression,
-                threads=threads,
-            )
-            try:
-                if approve is not None:
-                    approve()
-                gone = [p.name for p in part.packs if not still_there(self.store, p)]
+        names = tuple(pack.name for pack in base.packs) if base is not None else ()
+        for _ in range(_TRIES):
+            checkpoint = ids.new_ulid()
+            with self.leases.hold("save", checkpoint=checkpoint, packs=names) as lease:
+                part = write_part(
+                    self.store,
+                    snapshot,
+                    experiment=draft.experiment,
+                    checkpoint=checkpoint,
+                    chunk_bytes=self.document.chunk_bytes,
+                    known=self._known(base),
+                    algorithm=self.document.digest,
+                    compression=compression,
+                    threads=threads,
+                    alive=lease.renew,
+                )
+                try:
+                    if approve is not None:
+                        approve()
+                    gone = [] if lease.stands() else self._gone(part)
+                    if not gone:
+                        committed = self._publish(checkpoint, snapshot, draft, part)
+                except BaseException:
+                    self._drop_own(part, draft, checkpoint)
+                    raise
                 if not gone:
-                    return self._publish(checkpoint, snapshot, draft, part)
-            except BaseException:
-                self._drop_own(part, draft, checkpoint)
-                raise
-            # Another process pruned what this save was about to name: write those chunks after all.
-            _log.warning("packs vanished during a save, their chunks are written again: %s", ", ".join(gone))
+                    gone = self._gone_since(part, lease)
+                    if not gone:
+                        return committed
+                    self.forget(committed.key)
+            _log.warning("packs vanished during a save, which is made again: %s", ", ".join(gone))
             self._drop_own(part, draft, checkpoint)
         raise StoreError(
             "packs kept vanishing while a checkpoint was written: save again when no prune is running",
@@ -311,6 +323,18 @@ class Repository:
             return read_forward(self.store, pack)
         except ObjectNotFoundError:
             return None
+
+    def _gone(self, part: Part) -> list[str]:
+        """The packs that a checkpoint names and that were deleted since they were found."""
+        return [pack.name for pack in part.packs if not still_there(self.store, pack)]
+
+    def _gone_since(self, part: Part, lease: HeldLease) -> list[str]:
+        """The same for one that is published: as long as the lease stood, there are none."""
+        try:
+            return [] if lease.stands() else self._gone(part)
+        except StoreError as error:  # the checkpoint is durable; that nobody pruned meanwhile is likely
+            _log.warning("it could not be checked that nothing was pruned during a save: %s", error)
+            return []
 
     def _publish(self, checkpoint: str, snapshot: Snapshot, draft: Draft, part: Part) -> Committed:
         manifest = Manifest(

@@ -4,7 +4,7 @@ where that is asked for and pays."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -73,11 +73,13 @@ def write_part(
     algorithm: str = "sha256",
     compression: str | None = None,
     threads: int | None = None,
+    alive: Callable[[], object] = lambda: None,
 ) -> Part:
     """Writes the chunks of a snapshot that are not `known` into one durable pack (or none at all).
 
-    Hashing (and compressing) the next chunks, on `threads` threads, overlaps with writing the last. Raises
-    StoreError; StateError where there are more tensors than a pack can list. Then nothing is left behind.
+    Hashing (and compressing) the next chunks, on `threads` threads, overlaps with writing the last. `alive`
+    is called again and again meanwhile. Raises StoreError; StateError where there are more tensors than a
+    pack can list. Then nothing is left behind.
     """
     name = layout.pack_name(experiment, checkpoint, rank, 0)
     order = pack_order([tensor.spec for tensor in snapshot.tensors])
@@ -105,6 +107,7 @@ def write_part(
         )  # fmt: skip
         stack.enter_context(closing(digested))
         for (i, piece), each in zip(sources, digested, strict=True):
+            alive()
             found = known.get(each.digest)
             if found is None:
                 start = pack.append(_at(piece, each.data), each.digest, each.smaller)

@@ -138,10 +138,12 @@ class Store(ABC):
         """A new object under a key that must be free at commit. Nothing of it is seen before."""
 
     @abstractmethod
-    def put(self, key: str, data: Bytes) -> None:
+    def put(self, key: str, data: Bytes, *, durable: bool = True) -> None:
         """Writes a whole small object durably, replacing what the key held. May be retried.
 
-        A reader sees the old object or the new one, never none and never a mixture.
+        A reader sees the old object or the new one, never none and never a mixture. One that is not `durable`
+        is seen by everybody at once as well, but a power cut may take it away again or leave something
+        else in its place: that is enough for what tells of processes that the power cut ends, too.
         """
 
     @abstractmethod
@@ -180,8 +182,11 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def delete(self, key: str) -> None:
-        """Removes an object durably; one that is not there is no error. May be retried."""
+    def delete(self, key: str, *, durable: bool = True) -> None:
+        """Removes an object durably; one that is not there is no error. May be retried.
+
+        One that is not removed `durable` may be there again after a power cut.
+        """
 
     @abstractmethod
     def now(self) -> float:

@@ -188,13 +188,15 @@ class FileWriter(ObjectWriter):
                 raise
         self._close()
 
-    def replace(self) -> None:
+    def replace(self, *, durable: bool = True) -> None:
         """As `commit`, but takes the place of an object that is there."""
         with translated(self._path, self._key):
             self._end_stream()
-            os.fsync(self._fd)
+            if durable:
+                os.fsync(self._fd)
             self._rename()
-            sync_folder(self._folder)
+            if durable:
+                sync_folder(self._folder)
         self._close()
 
     def discard(self) -> None:

@@ -82,10 +82,10 @@ class LocalStore(Store):
     def create(self, key: str) -> ObjectWriter:
         return self._create(key)
 
-    def put(self, key: str, data: Bytes) -> None:
+    def put(self, key: str, data: Bytes, *, durable: bool = True) -> None:
         with self._create(key) as writer:
             writer.write(0, data)
-            writer.replace()
+            writer.replace(durable=durable)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         with self._translated(prefix):
@@ -140,11 +140,12 @@ class LocalStore(Store):
             finally:
                 os.close(destination)
 
-    def delete(self, key: str) -> None:
+    def delete(self, key: str, *, durable: bool = True) -> None:
         *folders, name = check_key(key)
         with suppress(ObjectNotFoundError), self._translated(key), self._folder(folders) as folder:
             os.unlink(name, dir_fd=folder)
-            sync_folder(folder)
+            if durable:
+                sync_folder(folder)
 
     def now(self) -> float:
         with self._translated("."):

@@ -52,7 +52,7 @@ class MemoryStore(Store):
         check_key(key)
         return _MemoryWriter(self, key)
 
-    def put(self, key: str, data: Bytes) -> None:
+    def put(self, key: str, data: Bytes, *, durable: bool = True) -> None:
         check_key(key)
         with self._lock:
             self._objects[key] = (bytes(data), self.now())
@@ -83,7 +83,7 @@ class MemoryStore(Store):
             self._changed(key)
             self._changed(target)
 
-    def delete(self, key: str) -> None:
+    def delete(self, key: str, *, durable: bool = True) -> None:
         check_key(key)
         with self._lock:
             self._objects.pop(key, None)

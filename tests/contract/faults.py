@@ -62,8 +62,8 @@ class FaultyStore(Store):
     def create(self, key: str) -> ObjectWriter:
         return _FaultyWriter(self, key, self.change(f"create {key}", lambda: self.inner.create(key)))
 
-    def put(self, key: str, data: Bytes) -> None:
-        self.change(f"put {key}", lambda: self.inner.put(key, data))
+    def put(self, key: str, data: Bytes, *, durable: bool = True) -> None:
+        self.change(f"put {key}", lambda: self.inner.put(key, data, durable=durable))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         return self.inner.list(prefix)
@@ -74,8 +74,8 @@ class FaultyStore(Store):
     def move(self, key: str, target: str) -> None:
         self.change(f"move {key} {target}", lambda: self.inner.move(key, target))
 
-    def delete(self, key: str) -> None:
-        self.change(f"delete {key}", lambda: self.inner.delete(key))
+    def delete(self, key: str, *, durable: bool = True) -> None:
+        self.change(f"delete {key}", lambda: self.inner.delete(key, durable=durable))
 
     def now(self) -> float:
         return self.inner.now()

@@ -72,9 +72,9 @@ class _FullDisk(LocalStore):
         super().__init__(root)
         self.left = nbytes
 
-    def put(self, key: str, data: Any) -> None:
+    def put(self, key: str, data: Any, *, durable: bool = True) -> None:
         self.take(len(data))
-        super().put(key, data)
+        super().put(key, data, durable=durable)
 
     def create(self, key: str) -> ObjectWriter:
         writer = super().create(key)

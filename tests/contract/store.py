@@ -74,6 +74,15 @@ class StoreContract(ABC):
         store.put("k", b"now")
         assert store.get("k") == b"now"
 
+    def test_what_need_not_be_durable_is_seen_and_gone_at_once(self, store: Store) -> None:
+        store.put("a/k", b"long ago")
+        store.put("a/k", b"now", durable=False)
+        assert self.raw(store, "a/k") == b"now"
+        assert [info.key for info in store.list("a")] == ["a/k"]
+        for _ in range(2):
+            store.delete("a/k", durable=False)
+            assert not store.exists("a/k")
+
     def test_a_key_that_is_taken_is_not_overwritten(self, store: Store) -> None:
         store.put_new("a/k", b"first")
         with pytest.raises(ObjectExistsError) as caught:

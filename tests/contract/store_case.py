@@ -121,5 +121,5 @@ def same(left: Any, right: Any) -> bool:
 
 def keys_of(store: Store) -> list[str]:
     """Every object of a store but the catalog."""
-    folders = ("checkpoints", "packs", "trash", "refs", "metrics")
+    folders = ("checkpoints", "packs", "trash", "refs", "metrics", "leases")
     return [info.key for folder in folders for info in store.list(folder)]

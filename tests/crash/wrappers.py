@@ -39,9 +39,9 @@ class WrapperStore(Store):
         self._on("create", key, "before")
         return _Writer(self, key, self.inner.create(key))
 
-    def put(self, key: str, data: Bytes) -> None:
+    def put(self, key: str, data: Bytes, *, durable: bool = True) -> None:
         self._on("put", key, "before")
-        self.inner.put(key, data)
+        self.inner.put(key, data, durable=durable)
         self._on("put", key, "after")
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
@@ -69,9 +69,9 @@ class WrapperStore(Store):
         self.inner.move(key, target)
         self._on("move", key, "after")
 
-    def delete(self, key: str) -> None:
+    def delete(self, key: str, *, durable: bool = True) -> None:
         self._on("delete", key, "before")
-        self.inner.delete(key)
+        self.inner.delete(key, durable=durable)
         self._on("delete", key, "after")
 
     def now(self) -> float:

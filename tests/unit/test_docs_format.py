@@ -20,7 +20,7 @@ from ckpt_core.config import provenance
 from ckpt_core.format import documents
 from ckpt_core.format.names import encode_name
 from ckpt_core.format.sealed import FORMAT, seal
-from ckpt_core.maintenance.census import withdrawn_key
+from ckpt_core.repository.layout import withdrawn_key
 from ckpt_core.repository.repository import CHUNK_BYTES
 from ckpt_core.repository.writer import MAX_PACKS
 from ckpt_core.stores import LocalStore
@@ -49,6 +49,7 @@ HEADINGS = {
     "Forward": "Forward",
     "ForwardRow": "Forward row",
     "ParityDocument": "Parity",
+    "Lease": "Lease",
 }
 
 
@@ -212,7 +213,8 @@ def test_every_object_of_a_store_is_in_the_list_and_of_every_kind_there_is_one(s
         if key not in ("catalog.db-wal", "catalog.db-shm"):
             assert matching, f"{key} is not in the page's list"
             found.setdefault(matching[0], []).append(key)
-    passing = {"trash/packs/<experiment>/<pack>", "backups/"}  # a crash in a prune, an upgrade of the catalog
+    # a crash in a prune, an upgrade of the catalog, a save that is running
+    passing = {"trash/packs/<experiment>/<pack>", "backups/", "leases/<lease id>.json"}
     assert patterns.keys() - found.keys() == passing
     assert withdrawn_key("x").startswith("trash/packs/")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ckpt_core import CkptError, CorruptionError, FormatError, NotFoundError, StoreError
-from ckpt_core.maintenance.census import Census, live_keys, withdrawn_key
+from ckpt_core.maintenance.census import Census, live_keys
 from ckpt_core.maintenance.deletion import Pruned, execute_prune
 from ckpt_core.maintenance.prune import plan_prune, plan_reclaim
 from ckpt_core.maintenance.rewriting import rebased
@@ -243,7 +243,7 @@ def test_a_pack_left_out_of_circulation_is_deleted_by_the_next_prune(repository:
     first, _ = series(repository, {"w": rows(1)}, {"w": rows(2)})
     name, size = first.packs[0]
     repository.forget(first.key)
-    repository.store.move(layout.pack_key(name), withdrawn_key(name))
+    repository.store.move(layout.pack_key(name), layout.withdrawn_key(name))
     plan = plan_prune(repository)
     assert plan.withdrawn == ((name, size),)
     assert plan.frees == size
@@ -254,7 +254,7 @@ def test_a_pack_left_out_of_circulation_is_deleted_by_the_next_prune(repository:
 def test_a_pack_left_out_of_circulation_is_put_back_if_it_is_needed(repository: Repository) -> None:
     (only,) = series(repository, {"w": rows(1)})
     name = only.packs[0][0]
-    repository.store.move(layout.pack_key(name), withdrawn_key(name))
+    repository.store.move(layout.pack_key(name), layout.withdrawn_key(name))
     plan = plan_prune(repository)
     assert "prune again to put it back" in verify(repository).problems[0].detail
     assert plan.restores == (name,)

@@ -6,6 +6,7 @@ Each test runs once without a fault to count the changes, then once for each of 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +88,20 @@ def changes_of(store: Store) -> list[str]:
     return counting.log
 
 
+def told(change: str) -> AbstractContextManager[object]:
+    """What a failure of a change does to the save. A lease that cannot be deleted is over all the same."""
+    if change.startswith("delete leases/"):
+        return nullcontext()
+    return pytest.raises(StoreError, match="scripted fault")
+
+
 @pytest.mark.parametrize("how", ["refuse", "lose"])
 def test_a_failure_at_any_change(make: Callable[[int], Store], how: str) -> None:
-    for fail_at in range(1, len(changes_of(make(0))) + 1):
+    for fail_at, change in enumerate(changes_of(make(0)), 1):
         store = make(fail_at)
         faulty = FaultyStore(store, fail_at=fail_at, how=how)
         acknowledged: list[tuple[str, Any]] = []
-        with pytest.raises(StoreError, match="scripted fault"):
+        with told(change):
             train(faulty, acknowledged)
         # A pack that stands although we were told that it does not is garbage, and prune's to find.
         check(store, acknowledged, garbage=how == "lose")
@@ -120,10 +128,10 @@ def test_a_death_at_any_change(make: Callable[[int], Store], how: str) -> None:
 @pytest.mark.parametrize("make", ["folder"], indirect=True)
 @pytest.mark.parametrize("how", ["refuse", "die-after"])
 def test_a_failure_at_every_third_change_of_a_folder(make: Callable[[int], Store], how: str) -> None:
-    for fail_at in range(1, len(changes_of(make(0))) + 1, 3):
+    for fail_at, change in list(enumerate(changes_of(make(0)), 1))[::3]:
         store = make(fail_at)
         acknowledged: list[tuple[str, Any]] = []
-        with pytest.raises((StoreError, PowerCut)):
+        with told(change) if how == "refuse" else pytest.raises(PowerCut):
             train(FaultyStore(store, fail_at=fail_at, how=how), acknowledged)
         check(store, acknowledged, garbage=how != "refuse")
 
@@ -156,7 +164,7 @@ def test_a_store_whose_making_fails_is_made_by_the_next(make: Callable[[int], St
 def test_nothing_is_left_of_what_failed(make: Callable[[int], Store]) -> None:
     store = make(0)
     before = keys_of(store)
-    repository = Repository(FaultyStore(store, fail_at=6), Repository.open(store).document)
+    repository = Repository(FaultyStore(store, fail_at=7), Repository.open(store).document)
     with pytest.raises(StoreError):
         commit(repository, STATES[0])
     assert keys_of(store) == before

@@ -136,7 +136,7 @@ def test_the_manifest_of_an_unchanged_large_state_is_small(repository: Repositor
 
 
 class Pruning(MemoryStore):
-    """Takes packs away while a save is writing, so many times."""
+    """Takes packs away while a save is writing, so many times, as a prune that takes its lease for over."""
 
     def __init__(self, times: int) -> None:
         super().__init__()
@@ -146,8 +146,13 @@ class Pruning(MemoryStore):
     def create(self, key: str) -> Any:
         if key.startswith("packs/") and self.victim and self.times:
             self.times -= 1
+            self.end_leases()
             self.delete(self.victim)
         return super().create(key)
+
+    def end_leases(self) -> None:
+        for lease in list(self.list("leases")):
+            self.delete(lease.key)
 
 
 def test_a_pack_that_vanishes_during_a_save_is_written_again(caplog: pytest.LogCaptureFixture) -> None:
@@ -196,6 +201,7 @@ def test_a_store_that_prunes_without_end_is_said_to() -> None:
         def info(self, key: str) -> Any:
             if key == self.victim and not self.asked:
                 self.asked = True
+                self.end_leases()
                 return super().info(key)
             if key == self.victim:
                 self.asked = False

@@ -121,3 +121,14 @@ def test_a_sync_that_fails_takes_the_name_back(tmp_path: Path, recorder: Recorde
     with pytest.raises(ObjectExistsError):
         store.put_new("a/k", b"more")
     assert store.get("a/k") == b"again"
+
+
+def test_what_need_not_be_durable_waits_for_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LocalStore(tmp_path / "store")
+    store.put("a/k", b"data")
+    monkeypatch.setattr(os, "fsync", lambda fd: pytest.fail("it waited"))
+    store.put("a/k", b"again", durable=False)
+    store.put("a/new", b"data", durable=False)
+    store.delete("a/new", durable=False)
+    assert store.get("a/k") == b"again"
+    assert not store.exists("a/new")

@@ -28,9 +28,9 @@ def prune(call: Call, dry_run: bool) -> None:
     """Reclaim the bytes that no checkpoint needs.
 
     They are those of forgotten checkpoints, of interrupted saves and of half-dead packs. Forgotten
-    checkpoints are gone for good afterwards. Packs that belong to no checkpoint are left alone for an
-    hour, as a save that is running may be about to name them. Interrupted at any moment, a prune loses
-    nothing that a checkpoint needs.
+    checkpoints are gone for good afterwards. What a save that is running may be about to name is left
+    alone. Interrupted at any moment, a prune loses nothing that a checkpoint needs. Exits with 11 where
+    another prune is at work.
     """
     from ckpt_core.cli.words import size
 
@@ -63,6 +63,7 @@ def _record(plan: PrunePlan) -> dict[str, Any]:
         "forwards": list(plan.forwards),
         "references": list(plan.references),
         "young": list(plan.young),
+        "claimed": list(plan.claimed),
         "restores": list(plan.restores),
         "withdrawn": [{"name": name, "bytes": size} for name, size in plan.withdrawn],
         "frees": plan.frees,
@@ -98,8 +99,11 @@ def _show_plan(output: Output, plan: PrunePlan, dry_run: bool) -> None:
     also = [counted(count, word, plural) for count, word, plural in others if count]
     if plan.young:
         output.note(
-            f"left alone: {counted(len(plan.young), 'pack')} that nothing names yet, under an hour old: "
-            "a running save may be about to"
+            f"left alone: {counted(len(plan.young), 'pack')} that nothing names yet, under an hour old"
+        )
+    if plan.claimed:
+        output.note(
+            f"left alone: {counted(len(plan.claimed), 'pack')} that a running save may be about to name"
         )
     if plan.empty:
         output.line("nothing to prune")
