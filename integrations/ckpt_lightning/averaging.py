@@ -13,7 +13,12 @@ from typing import Any
 
 import torch
 
-__all__ = ["begin_with", "revive", "revive_in_the_midst"]
+__all__ = ["begin_with", "may_move_weights", "revive", "revive_in_the_midst"]
+
+
+def may_move_weights(trainer: Any) -> bool:
+    """Whether the beginning of an epoch may put averaged weights into the model."""
+    return any(True for _ in _of(trainer, "StochasticWeightAveraging"))
 
 
 def begin_with(trainer: Any, module: torch.nn.Module) -> None:

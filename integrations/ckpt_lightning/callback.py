@@ -25,6 +25,7 @@ from ckpt_lightning.io import ReferenceReader
 from ckpt_lightning.participant import Participant
 from ckpt_lightning.ranks import Ranks
 from ckpt_lightning.run import Run
+from ckpt_torch.lazy import Staging, checked_staging
 from ckpt_torch.loader import ResumeData
 
 __all__ = ["CallbackBehaviour"]
@@ -46,7 +47,8 @@ class CallbackBehaviour:
     to `trainer.fit(ckpt_path=...)` goes before it. `resume_data`: how to go back to a position in the data,
     `"auto"`, `"skip"` or `"replay"`. `init_from`: a reference whose weights a training begins with that has
     nothing to resume, with `strict` and `renames` as in `load_weights`. `signals` are those after which it saves
-    and lets the earlier handler go on.
+    and lets the earlier handler go on. `staging="lazy"`: parameters and what optimizers keep are copied while
+    forward and backward run, and the next step of an optimizer waits for it.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class CallbackBehaviour:
         strict: bool = True,
         renames: Renames | None = None,
         signals: Iterable[Signals] = PREEMPTION_SIGNALS,
+        staging: Staging = "copy",
         **options: Unpack[ManagerOptions],
     ) -> None:
         super().__init__()
@@ -101,8 +104,9 @@ class CallbackBehaviour:
         self._resume = resume
         self._resume_data: ResumeData = resume_data
         self._participant = Participant(
-            source, policy, resume=resume, init=(init_from, strict, renames), signals=signals
-        )
+            source, policy, resume=resume, init=(init_from, strict, renames), signals=signals,
+            staging=checked_staging(staging),
+        )  # fmt: skip
         self._run: Run | None = None
         self._ranks: Ranks | None = None
         self._trained: weakref.ref[Any] | None = None
@@ -216,6 +220,11 @@ class CallbackBehaviour:
         metrics = results.fresh(trainer) if every and step % every == 0 else {}
         self._participant.step_end(step, trainer.current_epoch, metrics)
 
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """A validation may be of averaged weights, which change places with the others for as long as it takes."""
+        if self._run is not None:
+            self._participant.settle()
+
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """EVALUATE_END."""
         if self._run is not None and self._run.trains and not trainer.sanity_checking:
@@ -223,8 +232,9 @@ class CallbackBehaviour:
             self._participant.live.evaluate_end(trainer.global_step, trainer.current_epoch, metrics)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """EPOCH_END."""
+        """EPOCH_END. If it was the last one, averaged weights may be put into the model next."""
         if self._run is not None:
+            self._participant.settle()
             metrics = results.fresh(trainer)
             self._participant.live.epoch_end(trainer.global_step, trainer.current_epoch, metrics)
 

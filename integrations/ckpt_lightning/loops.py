@@ -18,9 +18,10 @@ from ckpt_core import UsageError
 from ckpt_lightning.proxies import TrackedProxy, inner, lookahead_of
 from ckpt_torch.loader import ResumeData
 
-__all__ = ["VALIDATION", "LoopWatch", "lies_in_an_epoch", "progress_of"]
+__all__ = ["EPOCH", "VALIDATION", "LoopWatch", "lies_in_an_epoch", "progress_of"]
 
-_BATCH, _EPOCH = "batch", "epoch"
+_BATCH = "batch"
+EPOCH = "epoch"
 VALIDATION = "validation"
 """The boundary before a validation; the others have all behind them that belongs to the last batch."""
 _NEEDED = ("on_advance_start", "_load_combined_loader_states", "epoch_loop", "epoch_progress")
@@ -119,7 +120,7 @@ class LoopWatch:
         pending = {**state, "counters": copy.deepcopy(dict(counters))}
         if anew:
             if lies_in_an_epoch(pending["boundary"]):
-                pending["boundary"] = _EPOCH
+                pending["boundary"] = EPOCH
                 for progress in pending["counters"]["epoch_progress"].values():
                     progress["ready"], progress["started"] = progress["ready"] - 1, progress["started"] - 1
             pending |= {"training": None, "validation": []}
@@ -176,7 +177,7 @@ class LoopWatch:
         pending = self._pending
         if pending is None:
             if not first:  # before the first, the loader has begun its epoch already
-                self._safe_point(_EPOCH)
+                self._safe_point(EPOCH)
             type(loop).on_advance_start(loop)
             return
         self._put_counters(pending)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from signal import Signals
 
 import torch
+from torch.optim import Optimizer
 
 from ckpt_core import Checkpoint, CheckpointManager, Session, UsageError
 from ckpt_core.fitting import Renames
 from ckpt_core.opening import ManagerSource
 from ckpt_core.policies import SavePolicy, SavePolicyHook
 from ckpt_lightning.ranks import Follower, Ranks, SharedSignals
+from ckpt_torch.lazy import LazyParameters, Staging
 from ckpt_torch.weights import load_weights
 
 __all__ = ["Participant"]
@@ -32,6 +34,7 @@ class Participant:
         resume: str | None,
         init: tuple[str | None, bool, Renames | None],
         signals: Iterable[Signals],
+        staging: Staging,
     ) -> None:
         self.source = source
         self.policy = policy
@@ -42,6 +45,8 @@ class Participant:
         self.step = self._begun = 0
         self._init = init
         self._signals = tuple(signals)
+        self._staging = staging
+        self._lazy: LazyParameters | None = None
         self._hook: SavePolicyHook | None = None
 
     @property
@@ -55,10 +60,11 @@ class Participant:
         assert self.session is not None
         return self.session
 
-    def open(self, ranks: Ranks) -> None:
-        """A fit is being set up."""
+    def open(self, ranks: Ranks, optimizers: Callable[[], Iterable[Optimizer]]) -> None:
+        """A fit is being set up, which will have these optimizers."""
         if ranks.leads:
             self.session = Session(self.manager, signals=SharedSignals(ranks, self._signals))
+            self.session.lazy = self._lazy = LazyParameters.chosen(self._staging, optimizers)
         else:
             self.session = Follower(ranks, self._signals)
 
@@ -128,6 +134,11 @@ class Participant:
         self.step = step
         self.live.step_end(step, epoch, metrics)
 
+    def settle(self) -> None:
+        """What comes now may change weights otherwise than by a step: returns when all is copied."""
+        if self._lazy is not None:
+            self._lazy.settle()
+
     def close(self) -> None:
         """Leaves signals and store as they were. Raises what `ManagerSource.close` raises."""
         if self.session is not None:
@@ -135,4 +146,9 @@ class Participant:
         if self._hook is not None and self.source.opened:
             self.manager.hooks.unregister_hook(self._hook)
         self._hook = None
-        self.source.close()
+        try:
+            self.source.close()
+        finally:
+            if self._lazy is not None:
+                self._lazy.close()
+            self._lazy = None

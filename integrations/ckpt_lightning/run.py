@@ -17,7 +17,7 @@ from ckpt_core.session import Resumption
 from ckpt_lightning import averaging, results
 from ckpt_lightning.choosing import Beginning, choose
 from ckpt_lightning.io import as_reference
-from ckpt_lightning.loops import VALIDATION, LoopWatch, lies_in_an_epoch
+from ckpt_lightning.loops import EPOCH, VALIDATION, LoopWatch, lies_in_an_epoch
 from ckpt_lightning.moment import LastGood
 from ckpt_lightning.parameters import Parameters
 from ckpt_lightning.participant import Participant
@@ -71,7 +71,7 @@ class Run:
 
     def join(self, participant: Participant) -> None:
         """Another callback of the trainer."""
-        participant.open(self.ranks)
+        participant.open(self.ranks, lambda: self._trainer.optimizers)
         self._all.append(participant)
 
     # -- what is gone on from ---------------------------------------------------------------------
@@ -191,6 +191,8 @@ class Run:
             self._last_good.note(self._watch.capture(boundary), rare=boundary == VALIDATION)
         for each in reversed(self._all):  # the last one has the first say of a signal, and passes it on
             self._save_if_due(each, boundary)
+            if boundary == EPOCH and averaging.may_move_weights(self._trainer):
+                each.settle()
 
     def _passed(self) -> None:
         if self._last_good is not None:

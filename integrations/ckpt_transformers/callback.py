@@ -19,6 +19,7 @@ from ckpt_core.opening import ManagerOptions
 from ckpt_core.policies import RetentionPolicy, SavePolicy
 from ckpt_core.preemption import PREEMPTION_SIGNALS
 from ckpt_core.session import Resumption
+from ckpt_torch.lazy import Staging, checked_staging
 from ckpt_torch.loader import ResumeData
 from ckpt_transformers import dialect
 from ckpt_transformers.folder import materialize
@@ -60,7 +61,9 @@ class CheckpointCallback(TrainerCallback):
     `resume_data`: how to go back to a position in the data, `"auto"`, `"skip"` or `"replay"`.
     `init_from`: a reference whose weights a training starts with that has nothing to resume, with `strict` and
     `renames` as in `load_weights`. With `ingest`, Trainer goes on to save its folders, and each is read into
-    the store. `signals` are those after which it saves and lets the earlier handler go on.
+    the store. `signals` are those after which it saves and lets the earlier handler go on. `staging="lazy"`:
+    parameters and what optimizers keep are copied while forward and backward run, and the next step of an optimizer
+    waits for it.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class CheckpointCallback(TrainerCallback):
         renames: Renames | None = None,
         ingest: bool = False,
         signals: Iterable[Signals] = PREEMPTION_SIGNALS,
+        staging: Staging = "copy",
         **options: Unpack[ManagerOptions],
     ) -> None:
         greater = None if mode is None else mode == "max"
@@ -112,7 +116,7 @@ class CheckpointCallback(TrainerCallback):
         self.participant = Participant(
             where=(root, experiment, manager), options=of_manager, said=dialect.completed(said), policy=policy,
             resume=resume, resume_data=resume_data, init=(init_from, strict, renames), ingests=ingest,
-            signals=tuple(signals),
+            signals=tuple(signals), staging=checked_staging(staging),
         )  # fmt: skip
 
     # -- what users look at -----------------------------------------------------------------------

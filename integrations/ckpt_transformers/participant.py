@@ -16,10 +16,12 @@ from ckpt_core import CheckpointManager, NotFoundError, SaveFailedError, Session
 from ckpt_core.fitting import Renames
 from ckpt_core.opening import ManagerSource
 from ckpt_core.policies import SavePolicy, SavePolicyHook
+from ckpt_torch.lazy import LazyParameters, Staging
 from ckpt_torch.loader import ResumeData
 from ckpt_transformers import dialect
 from ckpt_transformers.folder import small_files
 from ckpt_transformers.ingestion import read_folder
+from ckpt_transformers.state import optimizers_of
 from ckpt_transformers.watch import LoopWatch
 from ckpt_transformers.weights import load_weights
 
@@ -54,6 +56,7 @@ class Participant:
     init: tuple[str | None, bool, Renames | None]
     ingests: bool
     signals: tuple[Signals, ...]
+    staging: Staging
     trainer: Any = None
     session: Session | None = None
 
@@ -61,6 +64,7 @@ class Participant:
         self._hook: SavePolicyHook | None = None
         self._files: dict[str, bytes] = {}
         self._folder: tuple[int, str] | None = None
+        self._lazy: LazyParameters | None = None
         self._source = self._source_for(None)
 
     # -- what it is made of -----------------------------------------------------------------------
@@ -107,6 +111,7 @@ class Participant:
         `reference` and `folder` are what `train` was told, if it was: they go before `resume=`.
         """
         session = self.session = Session(self.manager, signals=self.signals)
+        session.lazy = self._lazy = LazyParameters.chosen(self.staging, lambda: optimizers_of(self.trainer))
         self._folder = None
         if folder is not None:
             session.resume(None)
@@ -193,6 +198,10 @@ class Participant:
         except SaveFailedError:
             if not failed:
                 raise
+        finally:
+            if self._lazy is not None:
+                self._lazy.close()
+            self._lazy = None
 
     def _capture(self, watch: LoopWatch) -> dict[str, Any]:
         if self._folder is not None and self._folder[0] == self.trainer.state.global_step:

@@ -16,8 +16,10 @@ import torch
 
 from ckpt_torch import objects
 
-__all__ = ["LARGE", "capture_counters", "capture_objects", "capture_sums", "log_history", "restore_counters",
-           "restore_objects", "restore_sums"]  # fmt: skip
+__all__ = [
+    "LARGE", "capture_counters", "capture_objects", "capture_sums", "log_history", "optimizers_of",
+    "restore_counters", "restore_objects", "restore_sums",
+]  # fmt: skip
 
 _log = logging.getLogger("ckpt_core.transformers")
 
@@ -49,9 +51,15 @@ def restore_objects(trainer: Any, state: Mapping[str, Any]) -> None:
             _log.warning("%s is not in the checkpoint: it starts as it is", name)
 
 
-def _objects(trainer: Any) -> Iterable[tuple[str, Any]]:
+def optimizers_of(trainer: Any) -> list[Any]:
+    """The optimizer, if there is one yet."""
     optimizer = trainer.optimizer
-    yield "optimizer", getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+    return [] if optimizer is None else [getattr(optimizer, "optimizer", optimizer)]  # accelerate wraps it
+
+
+def _objects(trainer: Any) -> Iterable[tuple[str, Any]]:
+    for optimizer in optimizers_of(trainer):
+        yield "optimizer", optimizer
     yield "scheduler", trainer.lr_scheduler
     scaler = getattr(trainer.accelerator, "scaler", None)
     if scaler is not None:

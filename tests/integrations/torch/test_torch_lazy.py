@@ -6,8 +6,6 @@ loaded must equal it.
 
 from __future__ import annotations
 
-import copy
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,10 +14,10 @@ import torch
 from torch import nn
 
 from ckpt_core import CheckpointManager, SaveNotDoneError, UsageError
-from ckpt_core.pipeline import staging
 from ckpt_core.stores import MemoryStore
 from ckpt_torch import TorchCheckpointer
 from ckpt_torch.lazy import LazyParameters
+from contract.instants import MODES, Instants, LateCopies
 from contract.training import digest
 
 STEPS = 6
@@ -99,6 +97,33 @@ def scaled() -> Made:
     return model, made, step
 
 
+class Ascending(torch.optim.SGD):
+    """Changes the parameters before it calls its closure, as sharpness-aware minimisation does."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data.add_(0.01)
+        return super().step(closure)
+
+
+def enclosed(optimizer: Callable[[Any], torch.optim.Optimizer], *, named: bool = False) -> Made:
+    model = network()
+    made = optimizer(model.parameters())
+
+    def step(number: int) -> None:
+        def closure() -> float:
+            made.zero_grad()
+            loss = loss_of(model, number)
+            loss.backward()
+            return loss.item()
+
+        made.step(closure=closure) if named else made.step(closure)
+
+    return model, made, step
+
+
 CASES: dict[str, Callable[[], Made]] = {
     "SGD": lambda: plain(lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)),
     "AdamW, foreach": lambda: plain(lambda p: torch.optim.AdamW(p, foreach=True)),
@@ -108,22 +133,18 @@ CASES: dict[str, Callable[[], Made]] = {
     "accumulation and clipping": accumulated,
     "an average": averaged,
     "GradScaler": scaled,
+    "a closure": lambda: enclosed(lambda p: torch.optim.AdamW(p, fused=True)),
+    "a closure that is named": lambda: enclosed(torch.optim.AdamW, named=True),
+    "LBFGS": lambda: enclosed(lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=4)),
+    "an optimizer that begins before its closure": lambda: enclosed(lambda p: Ascending(p, lr=0.1)),
 }
 
 
 @pytest.fixture
-def late(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Late copies are made at the last moment at which they may be: when somebody waits for them."""
-    here, waited, original = threading.get_ident(), threading.Event(), staging._copy
-
-    def copied(leaf: Any, out: Any) -> None:
-        if threading.get_ident() != here:
-            assert waited.wait(60)
-        original(leaf, out)
-
-    monkeypatch.setattr(staging, "_copy", copied)
-    yield waited
-    waited.set()
+def late(monkeypatch: pytest.MonkeyPatch) -> Iterator[LateCopies]:
+    copies = LateCopies(monkeypatch)
+    yield copies
+    copies.release.set()
 
 
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -131,100 +152,236 @@ def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, An
 
 
 @pytest.mark.parametrize("make", CASES.values(), ids=CASES.keys())
-@pytest.mark.parametrize("mode", ["copy", "lazy", "lazy, as late as may be"])
+@pytest.mark.parametrize("mode", MODES)
 def test_every_checkpoint_is_of_one_instant(
     make: Callable[[], Made], mode: str, request: pytest.FixtureRequest
 ) -> None:
     model, optimizer, step = make()
-    lazy = LazyParameters(lambda: [optimizer]) if mode != "copy" else None
-    if lazy is not None and mode != "lazy":
-        waited = request.getfixturevalue("late")
-        begin = lazy.begin
-
-        def begin_late(wait: Callable[[], None]) -> bool:
-            waited.clear()
-            return begin(lambda: (waited.set(), wait())[1])
-
-        lazy.begin = begin_late  # type: ignore[method-assign]
-    truth = []
-    with CheckpointManager(MemoryStore(), experiment="x", max_pending=2) as manager:
-        handles = []
+    lazy = LazyParameters.chosen(mode.partition(",")[0], lambda: [optimizer])
+    late = request.getfixturevalue("late") if mode == MODES[2] else None
+    instants = Instants()
+    instants.watch(lambda: state_of(model, optimizer))
+    with CheckpointManager(MemoryStore(), experiment="x", max_pending=2, hooks=[instants]) as manager:
         for number in range(1, STEPS + 1):
             step(number)
-            truth.append(digest(copy.deepcopy(state_of(model, optimizer))))
-            handles.append(manager.save(state_of(model, optimizer), step=number, lazy=lazy))
-            if lazy is not None and mode != "lazy" and number > 1:
-                assert not handles[-1].done()
+            handle = manager.save(state_of(model, optimizer), step=number, lazy=lazy)
+            assert late is None or not handle.done()
         if lazy is not None:
-            lazy._wait()
-        for handle in handles:
-            handle.result(60)
-        for number in range(1, STEPS + 1):
-            assert digest(manager.load(f"step={number}")) == truth[number - 1], f"step {number} is torn"
-    if lazy is not None:
-        lazy.close()
+            lazy.close()
+        manager.wait()
+        assert len(instants.truth) == STEPS
+        instants.compare(manager)
+    assert late is None or late.made > STEPS
 
 
-def test_without_waiting_they_would_be_torn(late: threading.Event) -> None:
+def test_without_waiting_they_would_be_torn(late: LateCopies) -> None:
     """That the comparison above sees something."""
     model, optimizer, step = CASES["AdamW, fused"]()
     lazy = LazyParameters(lambda: [optimizer])
     lazy._hook.remove()
     lazy.changed = lambda: None  # type: ignore[method-assign] # the second guard would notice
     step(1)
-    truth = digest(copy.deepcopy(state_of(model, optimizer)))
+    truth = digest(state_of(model, optimizer))
     with CheckpointManager(MemoryStore(), experiment="x") as manager:
         handle = manager.save(state_of(model, optimizer), step=1, lazy=lazy)
         step(2)
-        late.set()
+        late.release.set()
         handle.result(60)
         assert digest(manager.load("step=1")) != truth
     lazy.close()
 
 
+def clamped(parameter: nn.Parameter) -> None:
+    with torch.no_grad():
+        parameter.clamp_(-0.01, 0.01)
+
+
+def clamped_uncounted(parameter: nn.Parameter) -> None:
+    parameter.data.clamp_(-0.01, 0.01)
+
+
+def replayed(parameter: nn.Parameter) -> None:
+    """As a kernel that no line of Python calls."""
+    parameter.detach().numpy()[:] *= 1.5
+
+
+CHANGES = [clamped, clamped_uncounted, replayed]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_parameters_changed_by_somebody_else_give_the_save_up_and_copying_back(
-    late: threading.Event, caplog: pytest.LogCaptureFixture
+    change: Callable[[nn.Parameter], None], late: LateCopies, caplog: pytest.LogCaptureFixture
 ) -> None:
     model, optimizer, step = CASES["AdamW, foreach"]()
     lazy = LazyParameters(lambda: [optimizer])
     with CheckpointManager(MemoryStore(), experiment="x") as manager:
         step(1)
         handle = manager.save(state_of(model, optimizer), step=1, lazy=lazy)
-        with torch.no_grad():
-            next(model.parameters()).clamp_(-0.01, 0.01)
-        late.set()
+        change(next(model.parameters()))
+        late.release.set()
         error = handle.exception(60)
         assert isinstance(error, SaveNotDoneError)
         assert error.kind == "changed"
-        late.clear()
-        truth = digest(copy.deepcopy(state_of(model, optimizer)))
+        late.release.clear()
+        truth = digest(state_of(model, optimizer))
         handle = manager.save(state_of(model, optimizer), step=2, lazy=lazy)
-        with torch.no_grad():
-            next(model.parameters()).zero_()
+        change(next(model.parameters()))
         handle.result(60)
         assert digest(manager.load("step=2")) == truth
     assert caplog.text.count("from now on everything is copied before training goes on") == 1
     lazy.close()
 
 
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("mode", MODES)
+def test_no_checkpoint_is_torn_by_a_loop_that_changes_them_before_every_step(
+    change: Callable[[nn.Parameter], None], mode: str, request: pytest.FixtureRequest
+) -> None:
+    model, optimizer, step = CASES["SGD"]()
+    lazy = LazyParameters.chosen(mode.partition(",")[0], lambda: [optimizer])
+    late = request.getfixturevalue("late") if mode == MODES[2] else None
+    instants = Instants()
+    instants.watch(lambda: state_of(model, optimizer))
+    with CheckpointManager(MemoryStore(), experiment="x", hooks=[instants]) as manager:
+        handles = []
+        for number in range(1, STEPS + 1):
+            change(next(model.parameters()))
+            step(number)
+            handles.append(manager.save(state_of(model, optimizer), step=number, lazy=lazy))
+        if lazy is not None:
+            lazy.close()
+        given_up = [each.step for each in handles if each.exception(60) is not None]
+        assert given_up == [1] if late is not None else len(given_up) <= 1
+        instants.compare(manager, len(given_up))
+
+
+@pytest.mark.parametrize(("kind", "waits_before"), [(torch.optim.SGD, False), (Ascending, True)])
+def test_forward_and_backward_in_a_closure_do_not_wait_where_that_is_safe(
+    kind: Any, waits_before: bool, late: LateCopies
+) -> None:
+    model = network()
+    optimizer = kind(model.parameters(), lr=0.1)
+    lazy = LazyParameters(lambda: [optimizer])
+    with CheckpointManager(MemoryStore(), experiment="x") as manager:
+        manager.save(state_of(model, optimizer), step=1, lazy=lazy)
+        waited: list[bool] = []
+        assert optimizer.step(lambda: waited.append(late.release.is_set()) or 0.5) == 0.5
+        assert waited == [waits_before]
+        assert late.release.is_set()
+        lazy.close()
+
+
+def test_two_saves_without_a_step_between_are_both_whole(late: LateCopies) -> None:
+    model, optimizer, step = CASES["AdamW, fused"]()
+    lazy = LazyParameters(lambda: [optimizer])
+    instants = Instants()
+    instants.watch(lambda: state_of(model, optimizer))
+    with CheckpointManager(MemoryStore(), experiment="x", max_pending=3, hooks=[instants]) as manager:
+        for number in range(1, 4):
+            step(number)
+            for again in range(2):
+                manager.save(state_of(model, optimizer), step=2 * number + again, lazy=lazy)
+        lazy.close()
+        manager.wait()
+        assert len(instants.truth) == 6
+        instants.compare(manager)
+
+
+class Unhooked(torch.optim.SGD):
+    """As some that come from elsewhere: it puts its own method in the place of the one that PyTorch has hooked."""
+
+
+class Wrapper:
+    """No optimizer of PyTorch's at all, but looks like one."""
+
+    def __init__(self, parameters: Any) -> None:
+        self.inner = torch.optim.SGD(parameters, lr=0.1)
+        self.param_groups, self.state = self.inner.param_groups, self.inner.state
+
+
+def unhooked(parameters: Any) -> Any:
+    made = Unhooked(parameters, lr=0.1)
+    Unhooked.step = lambda self, closure=None: None  # type: ignore[assignment, method-assign]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (unhooked, "Unhooked makes its steps without PyTorch's hooks"),
+        (Wrapper, "Wrapper makes its steps without PyTorch's hooks"),
+        (
+            lambda p: torch.optim.Adam(p, capturable=True),
+            "Adam is capturable, and the replay of a CUDA graph",
+        ),
+    ],
+)
+def test_where_steps_cannot_be_waited_for_everything_is_copied_at_once(
+    make: Callable[[Any], Any], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = network()
+    optimizer = make(model.parameters())
+    lazy = LazyParameters(lambda: [optimizer])
+    assert not lazy.begin(lambda: pytest.fail("waited for"))
+    assert not lazy.begin(lambda: pytest.fail("waited for"))
+    lazy.close()
+    assert caplog.text.count("from now on everything is copied") == caplog.text.count(said) == 1
+
+
+def test_what_has_gaps_or_is_of_another_class_is_copied_at_once() -> None:
+    class Special(nn.Parameter): ...
+
+    parameters = [
+        nn.Parameter(torch.zeros(4, 6)[:, ::2]),
+        Special(torch.zeros(2)),
+        nn.Parameter(torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last)),
+    ]
+    lazy = LazyParameters(lambda: [torch.optim.SGD(parameters)])
+    assert lazy.begin(lambda: None)
+    assert [each in lazy for each in parameters] == [False, False, True]
+    lazy.close()
+
+
 def test_a_closed_one_holds_no_optimizer_up() -> None:
     _, optimizer, step = CASES["SGD"]()
     lazy = LazyParameters(lambda: [optimizer])
-    lazy.begin(lambda: pytest.fail("waited for"))
+    waited: list[bool] = []
+    lazy.begin(lambda: waited.append(True))
     lazy.close()
+    assert waited == [True], "what is being copied is not left unguarded"
     step(1)
+    assert waited == [True]
 
 
-def test_a_checkpointer_copies_so_if_it_is_told_to() -> None:
-    model = network()
-    optimizer = torch.optim.AdamW(model.parameters())
-    ckpt = TorchCheckpointer(
-        MemoryStore(), experiment="x", model=model, optimizer=optimizer, every_n_steps=1, staging="lazy"
-    )
-    assert isinstance(ckpt.session.lazy, LazyParameters)
-    for number in ckpt.steps(3):
-        optimizer.zero_grad()
-        loss_of(model, number).backward()
-        optimizer.step()
+@pytest.mark.parametrize("mode", MODES)
+def test_a_checkpointer_saves_one_instant_at_every_step(mode: str, request: pytest.FixtureRequest) -> None:
+    late = request.getfixturevalue("late") if mode == MODES[2] else None
+    model = network(norm=True)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    average = torch.optim.swa_utils.AveragedModel(model, use_buffers=True)
+
+    def live() -> dict[str, Any]:
+        return {**state_of(model, optimizer), "average": average.state_dict()}
+
+    instants = Instants(late)
+    instants.watch(live, lambda state: {name: state[name] for name in live()})
+    with CheckpointManager(MemoryStore(), experiment="x", hooks=[instants]) as manager:
+        ckpt = TorchCheckpointer(
+            manager=manager, model=model, optimizer=optimizer, average=average, every_n_steps=1,
+            staging=mode.partition(",")[0],
+        )  # fmt: skip
+        for number in ckpt.steps(STEPS):
+            for part in range(2):
+                loss_of(model, 10 * number + part).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            optimizer.step()
+            optimizer.zero_grad()
+            average.update_parameters(model)
+        assert len(instants.truth) >= STEPS
+        instants.compare(manager)
+    assert late is None or late.made > STEPS
+
+
+def test_a_checkpointer_is_told_how_to_copy() -> None:
     with pytest.raises(UsageError, match="staging is 'later'"):
-        TorchCheckpointer(MemoryStore(), experiment="x", model=model, staging="later")  # type: ignore[arg-type]
+        TorchCheckpointer(MemoryStore(), experiment="x", model=network(), staging="later")  # type: ignore[arg-type]
