@@ -19,10 +19,12 @@ import ckpt_lightning
 import ckpt_torch
 import ckpt_transformers
 from ckpt_core import CheckpointManager, UsageError
+from ckpt_core.opening import ManagerOptions
 
 OPTIONS: dict[str, Any] = {
     "catalog": "sqlite://", "max_pending": 3, "on_busy": "skip", "staged_bytes": 1 << 20, "save_threads": 1,
-    "chunk_bytes": 1 << 16, "digest": "blake3", "on_save_error": "raise",
+    "chunk_bytes": 1 << 16, "digest": "blake3", "compression": "zstd", "parity": 10,
+    "on_save_error": "raise",
 }  # fmt: skip
 
 
@@ -57,6 +59,7 @@ ADAPTERS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
 def test_every_option_of_a_manager_reaches_it(
     adapter: Any, opened: Callable[[Any], Any], store_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert OPTIONS.keys() == ManagerOptions.__annotations__.keys()
     given: list[dict[str, Any]] = []
     original = CheckpointManager.__init__
 
