@@ -138,12 +138,10 @@ class Census:
     def needs(self, names: Iterable[str]) -> Needs:
         """What live manifests need of these standing packs, directly and through forwardings."""
         needs = Needs({name: {} for name in names if name in self.sizes})
-        for name, uses in self._uses.items():
-            if name in self.sizes:
-                if name in needs.chunks:
-                    needs.chunks[name].update((offset, length) for offset, (_, length) in uses.items())
-                continue
-            for offset, (_, length) in uses.items():
+        for name, chunks in needs.chunks.items():
+            chunks.update((offset, length) for offset, (_, length) in self._uses.get(name, {}).items())
+        for name in self._uses.keys() - self.sizes.keys():
+            for offset, (_, length) in self._uses[name].items():
                 *way, (place, at) = self._follow(name, offset)
                 needs.forwards.update(passed for passed, _ in way)
                 if place not in self.sizes:

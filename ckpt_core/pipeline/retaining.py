@@ -13,19 +13,21 @@ from ckpt_core.maintenance.marks import Marks
 from ckpt_core.model import Checkpoint, Decision
 from ckpt_core.pipeline.resolve import Mode
 from ckpt_core.pipeline.workspace import Workspace
-from ckpt_core.policies import RetentionContext, RetentionPolicy, decide
+from ckpt_core.policies import LastingPolicy, RetentionContext, RetentionPolicy, decide, worth_remembering
 
 __all__ = ["Retention"]
 
+_FEW = 100  # files of which to ask one by one is cheaper than to list a folder
 _log = logging.getLogger("ckpt_core.retention")
 
 
 class Retention:
     """The retention policies of a manager at work. For one thread at a time, but for `decisions`.
 
-    It remembers the checkpoints of the lineage that is being written, so that a save after which nothing is
-    to be deleted costs no look at the store. Before anything is deleted, the store is looked at: what others
-    pin or tag is kept, and what they take pins or tags off goes when next something does.
+    It remembers those checkpoints of the lineage that is being written by which the next ones are decided about
+    (see `worth_remembering`), so that what it does after a save does not depend on how many stand; where nothing
+    is to be deleted, the store is not looked at. Before anything is deleted it is: what others pin or tag is
+    kept, and what they take pins or tags off goes when next something does.
     """
 
     def __init__(
@@ -54,36 +56,70 @@ class Retention:
 
     def decisions(self, lineage: str) -> list[Decision]:
         """What would be done to a lineage now, with reasons. Changes nothing."""
-        standing = self._workspace.index.standing(self._experiment)
-        return self._decide([c for c in standing if c.attempt.lineage == lineage])
+        self._workspace.index.synchronise(self._experiment)
+        return self._decide(self._standing(lineage))
 
     def apply(self, saved: Checkpoint) -> list[Decision]:
         """Deletes what no policy keeps in the lineage of a checkpoint that was just saved.
 
-        Returns the decisions. Raises StoreError, CorruptionError: then less was deleted, or bytes are left
-        for `ckpt prune`, and nothing else is the matter.
+        Returns the decisions about those remembered. Raises StoreError, CorruptionError: then less was deleted,
+        or bytes are left for `ckpt prune`, and nothing else is the matter.
         """
         if not self._policies:
             return []
-        decisions: list[Decision] | None = None
-        if self._lineage == saved.attempt.lineage and self._marked == self._workspace.marked:
+        if self._lineage != saved.attempt.lineage:
+            self._remember(saved)
+        else:
             self._remembered[saved.id] = saved
+            if self._marked != self._workspace.marked:
+                self._read_marks()
+        decisions = self._decide(self._remembered.values())
+        if not all(decision.keep for decision in decisions):
+            marks = self._read_marks()
+            if self._has_changed():
+                self._remember(saved)
             decisions = self._decide(self._remembered.values())
-            if all(decision.keep for decision in decisions):
-                return decisions
-        return self._look_and_delete(saved, decisions)
+            self._delete(
+                [each for each in decisions if not each.keep and each.checkpoint.id != saved.id], marks
+            )
+        kept = worth_remembering(self._policies, tuple(self._remembered.values()), self._context())
+        self._remembered = {checkpoint.id: checkpoint for checkpoint in kept}
+        return decisions
 
-    def _look_and_delete(self, saved: Checkpoint, decisions: list[Decision] | None) -> list[Decision]:
-        """`decisions` are those made by memory: they hold if the store looks as it is remembered."""
-        remembered, self._marked = self._remembered, self._workspace.marked
-        keys = set(live_keys(self._workspace.repository, {c.key for c in remembered.values()}))
-        marks = self._workspace.index.marks(self._experiment)
-        standing = self._workspace.index.standing(self._experiment, keys, marks)
+    def _standing(self, lineage: str) -> list[Checkpoint]:
+        return self._workspace.index.ask(
+            lambda answers: answers.checkpoints(self._experiment, lineage=lineage), self._experiment
+        )
+
+    def _remember(self, saved: Checkpoint) -> None:
+        self._workspace.index.synchronise(self._experiment)
+        self._remembered = {c.id: c for c in (*self._standing(saved.attempt.lineage), saved)}
         self._lineage = saved.attempt.lineage
-        self._remembered = {c.id: c for c in standing if c.attempt.lineage == self._lineage}
-        if decisions is None or self._remembered != remembered:
-            decisions = self._decide(self._remembered.values())
-        doomed = [each for each in decisions if not each.keep and each.checkpoint.id != saved.id]
+        self._read_marks()
+
+    def _read_marks(self) -> Marks:
+        """The tags and pins as the store has them, also on what is remembered."""
+        self._marked = self._workspace.marked
+        marks = self._workspace.index.marks(self._experiment)
+        self._remembered = {c.id: marks.on(c) for c in self._remembered.values()}
+        return marks
+
+    def _has_changed(self) -> bool:
+        """Whether others forgot something that is remembered, or may have saved something that counts.
+
+        What others save makes no difference to a policy that is a LastingPolicy: what it does not keep of those
+        remembered it does not keep of more either.
+        """
+        store = self._workspace.repository.store
+        if not all(isinstance(policy, LastingPolicy) for policy in self._policies):
+            return True
+        keys = [checkpoint.key for checkpoint in self._remembered.values()]
+        if len(keys) <= _FEW:
+            return not all(store.exists(key) for key in keys)
+        names = set(store.names(keys[0].rpartition("/")[0]))
+        return not all(key.rpartition("/")[2] in names for key in keys)
+
+    def _delete(self, doomed: Sequence[Decision], marks: Marks) -> None:
         if doomed and marks.damaged:
             raise CorruptionError(
                 f"nothing is deleted while it is not known what {marks.damaged[0]} keeps: remove that file, "
@@ -94,18 +130,21 @@ class Retention:
         gone = self._workspace.forget([each.checkpoint for each in doomed if self._allowed(each)])
         try:
             if gone:
-                self._reclaim(keys, marks)
+                self._reclaim(marks)
         finally:
             for checkpoint in gone:
                 self._remembered.pop(checkpoint.id, None)
                 self._tell_deleted(checkpoint)
-        return decisions
 
-    def _reclaim(self, keys: set[str], marks: Marks) -> None:
-        """Frees what the forgotten checkpoints of the experiment held: those forgotten now, and those that
-        an interruption left behind earlier."""
-        trash = list(self._workspace.repository.manifest_keys(self._experiment, trash=True))
+    def _reclaim(self, marks: Marks) -> None:
+        """Frees what the forgotten checkpoints of the experiment held: those forgotten now, and those that were
+        too few to look through the store for them, or that an interruption left behind."""
+        repository = self._workspace.repository
+        trash = list(repository.manifest_keys(self._experiment, trash=True))
+        if not self._workspace.is_worth_reclaiming(len(trash)):
+            return
         forgotten = {found.id for found in trash}
+        keys = live_keys(repository)
         self._workspace.reclaim(
             [found.key for found in trash],
             {key for key in keys if key.rpartition("-")[2].removesuffix(".json") not in forgotten},

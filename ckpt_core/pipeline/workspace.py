@@ -23,6 +23,7 @@ from ckpt_core.stores import LocalStore, Store, open_store
 
 __all__ = ["Workspace"]
 
+_FOR_EACH = 1000
 _log = logging.getLogger("ckpt_core.pipeline")
 
 
@@ -111,6 +112,13 @@ class Workspace:
             pruned = execute_prune(self.repository, plan)
         self.audit("prune", self.repository.store.url, "done", freed=pruned.freed, packs=pruned.packs)
         return pruned
+
+    def is_worth_reclaiming(self, forgotten: int) -> bool:
+        """Whether so many forgotten checkpoints are worth `reclaim`, which goes through the names of all that
+        stand: one for each thousand of them, so that its cost after each save does not grow with their number.
+        """
+        census = self._census
+        return census is None or forgotten * _FOR_EACH >= len(census.keys)
 
     def reclaim(
         self, forgotten: Sequence[str], standing: Collection[str], references: Sequence[str]

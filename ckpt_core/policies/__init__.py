@@ -13,9 +13,11 @@ from ckpt_core.policies.retention import (
     KeepBest,
     KeepLast,
     KeepTagged,
+    LastingPolicy,
     RetentionContext,
     RetentionPolicy,
     decide,
+    worth_remembering,
 )
 from ckpt_core.policies.save import (
     AnyOf,
@@ -43,6 +45,7 @@ __all__ = [
     "KeepSpaced",
     "KeepTagged",
     "KeepWithinBytes",
+    "LastingPolicy",
     "Never",
     "OnImprovement",
     "Progress",
@@ -54,4 +57,5 @@ __all__ = [
     "decide",
     "parse_bytes",
     "save_policy_from",
+    "worth_remembering",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ckpt_core.errors import UsageError
@@ -51,6 +51,9 @@ class KeepWithinBytes:
             kept[checkpoint.id] = reason
             newer = checkpoint
         return kept
+
+    def lasting(self, checkpoints: Sequence[Checkpoint], context: RetentionContext) -> Collection[str]:
+        return ()
 
     def describe(self, context: RetentionContext) -> str:
         return f"within {self.limit}" if isinstance(self.limit, str) else f"within {self.limit} bytes"

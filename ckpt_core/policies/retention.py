@@ -6,11 +6,11 @@ Thinning out by step or time is in `thinning`, by size in `capacity`. Nothing he
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from fnmatch import fnmatchcase
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ckpt_core.errors import UsageError
 from ckpt_core.model import Checkpoint, Decision
@@ -21,10 +21,12 @@ __all__ = [
     "KeepBest",
     "KeepLast",
     "KeepTagged",
+    "LastingPolicy",
     "RetentionContext",
     "RetentionPolicy",
     "decide",
     "oldest_first",
+    "worth_remembering",
 ]
 
 
@@ -53,6 +55,36 @@ class RetentionPolicy(Protocol):
     def describe(self, context: RetentionContext) -> str:
         """What it keeps, in a few words: `last 3`. Raises UsageError if it cannot work in this context."""
         ...
+
+
+@runtime_checkable
+class LastingPolicy(RetentionPolicy, Protocol):
+    """A policy by whose answers a manager need not remember all checkpoints that it ever kept.
+
+    It promises: what it keeps of many it keeps of any part of them, too; and what it does not keep makes no
+    difference to what else it keeps. To keep the best, or the newest, of whatever kind, is to do so.
+    """
+
+    def lasting(self, checkpoints: Sequence[Checkpoint], context: RetentionContext) -> Collection[str]:
+        """The ids of those of `checkpoints` that it keeps, will keep whatever is saved later, and need not be
+        shown again to decide about the others."""
+        ...
+
+
+def worth_remembering(
+    policies: Sequence[RetentionPolicy], checkpoints: Sequence[Checkpoint], context: RetentionContext
+) -> list[Checkpoint]:
+    """Those of one lineage by which all that comes will be decided as by all of them: those that may be let go
+    some day, and those by which a policy judges others. All, where a policy does not tell."""
+    lasting: set[str] = set()
+    needed: set[str] = set()
+    for policy in policies:
+        if not isinstance(policy, LastingPolicy):
+            return list(checkpoints)
+        lasts = set(policy.lasting(checkpoints, context))
+        needed |= policy.keep(checkpoints, context).keys() - lasts
+        lasting |= lasts
+    return [c for c in checkpoints if c.id in needed or c.id not in lasting]
 
 
 def decide(
@@ -102,6 +134,9 @@ class KeepAll:
     def keep(self, checkpoints: Sequence[Checkpoint], context: RetentionContext) -> Mapping[str, str]:
         return dict.fromkeys((checkpoint.id for checkpoint in checkpoints), self.describe(context))
 
+    def lasting(self, checkpoints: Sequence[Checkpoint], context: RetentionContext) -> Collection[str]:
+        return [checkpoint.id for checkpoint in checkpoints]
+
     def describe(self, context: RetentionContext) -> str:
         return "all"
 
@@ -118,6 +153,9 @@ class KeepLast:
     def keep(self, checkpoints: Sequence[Checkpoint], context: RetentionContext) -> Mapping[str, str]:
         newest = oldest_first(checkpoints)[-self.n :]
         return dict.fromkeys((checkpoint.id for checkpoint in newest), self.describe(context))
+
+    def lasting(self, checkpoints: Sequence[Checkpoint], context: RetentionContext) -> Collection[str]:
+        return ()
 
     def describe(self, context: RetentionContext) -> str:
         return f"last {self.n}"
@@ -150,6 +188,9 @@ class KeepBest:
         # A stable sort, also under `reverse`: of equal ones the older stays in front.
         ranked.sort(key=lambda checkpoint: checkpoint.metrics[metric], reverse=mode == "max")
         return dict.fromkeys((checkpoint.id for checkpoint in ranked[: self.n]), self.describe(context))
+
+    def lasting(self, checkpoints: Sequence[Checkpoint], context: RetentionContext) -> Collection[str]:
+        return ()
 
     def describe(self, context: RetentionContext) -> str:
         metric, mode = self._resolve(context)
@@ -194,6 +235,9 @@ class KeepTagged:
             for checkpoint in checkpoints
         }
         return {id_: f"tagged {', '.join(sorted(tags))}" for id_, tags in matching.items() if tags}
+
+    def lasting(self, checkpoints: Sequence[Checkpoint], context: RetentionContext) -> Collection[str]:
+        return ()  # a tag may move
 
     def describe(self, context: RetentionContext) -> str:
         return "tagged" if self.pattern == "*" else f"tagged {self.pattern}"

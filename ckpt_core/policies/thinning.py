@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -45,6 +45,15 @@ class KeepEvery:
         for checkpoint in sorted(checkpoints, key=_by_time):
             first.setdefault(self._stretch(checkpoint.created_at), checkpoint)
         return {checkpoint.id: reason for checkpoint in first.values()}
+
+    def lasting(self, checkpoints: Sequence[Checkpoint], context: RetentionContext) -> Collection[str]:
+        kept = self.keep(checkpoints, context).keys()
+        if self.steps is not None or not checkpoints:
+            return kept
+        # By the first of a stretch the others in it are judged: those that stand, and those still to come.
+        others = {self._stretch(c.created_at) for c in checkpoints if c.id not in kept}
+        others.add(max(self._stretch(c.created_at) for c in checkpoints))
+        return [c.id for c in checkpoints if c.id in kept and self._stretch(c.created_at) not in others]
 
     def describe(self, context: RetentionContext) -> str:
         if self.steps is not None:
@@ -89,6 +98,9 @@ class KeepSpaced:
             for name, checkpoint in _newest_of_each(newest_first, name_of, count).items():
                 reasons.setdefault(checkpoint.id, []).append(f"{word} ({name})")
         return {id_: ", ".join(words) for id_, words in reasons.items()}
+
+    def lasting(self, checkpoints: Sequence[Checkpoint], context: RetentionContext) -> Collection[str]:
+        return ()
 
     def describe(self, context: RetentionContext) -> str:
         numbers = {"hourly": self.hourly, "daily": self.daily, "weekly": self.weekly}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from hypothesis import given, settings
@@ -22,6 +23,7 @@ from ckpt_core.policies import (
     RetentionContext,
     SavePolicyHook,
     decide,
+    worth_remembering,
 )
 
 # The same examples on every run, and no limit of time on a machine that is shared.
@@ -98,6 +100,93 @@ def test_the_union_keeps_what_any_policy_keeps_and_what_safety_asks_for_and_no_m
     for_safety = {each.id for each in lineage if each.pinned}
     for_safety |= {max(lineage, key=lambda each: each.order).id} if lineage else set()
     assert kept == (by_policies | for_safety if policies else {each.id for each in lineage})
+
+
+def saved_one_by_one(policies, lineage, context, *, by_memory):
+    """What stands after each save, and how many were remembered at the end."""
+    standing, remembered, history = {}, {}, []
+    for checkpoint in sorted(lineage, key=lambda each: each.order):
+        standing[checkpoint.id] = remembered[checkpoint.id] = checkpoint
+        known = remembered if by_memory else standing
+        for decision in decide(policies, tuple(known.values()), context):
+            if not decision.keep and decision.checkpoint is not checkpoint:
+                del standing[decision.checkpoint.id]
+                remembered.pop(decision.checkpoint.id, None)
+        kept = worth_remembering(policies, tuple(remembered.values()), context)
+        remembered = {each.id: each for each in kept}
+        history.append(set(standing))
+    return history, len(remembered)
+
+
+@stable
+@given(POLICIES, lineages(), CONTEXTS)
+def test_what_is_remembered_decides_as_all_would(policies, lineage, context):
+    ordered = sorted(lineage, key=lambda each: each.order)
+    ticking = [replace(each, created_at=BEGUN + timedelta(hours=n)) for n, each in enumerate(ordered)]
+    by_all, _ = saved_one_by_one(policies, ticking, context, by_memory=False)
+    by_memory, _ = saved_one_by_one(policies, ticking, context, by_memory=True)
+    assert by_memory == by_all
+
+
+@stable
+@given(POLICIES, lineages(), CONTEXTS)
+def test_where_clocks_are_set_no_more_is_let_go_by_memory(policies, lineage, context):
+    by_all, _ = saved_one_by_one(policies, lineage, context, by_memory=False)
+    by_memory, _ = saved_one_by_one(policies, lineage, context, by_memory=True)
+    assert all(memory >= every for memory, every in zip(by_memory, by_all, strict=True))
+
+
+@stable
+@given(POLICIES, lineages(), CONTEXTS, st.sets(st.integers(0, 11)))
+def test_what_a_policy_lets_go_of_some_it_lets_go_of_more(policies, lineage, context, chosen):
+    """What others have saved meanwhile and is not known cannot save what is let go."""
+    some = [each for number, each in enumerate(lineage) if number in chosen]
+    for policy in policies:
+        assert policy.keep(lineage, context).keys() & {each.id for each in some} <= set(
+            policy.keep(some, context)
+        )
+
+
+def test_few_are_remembered_of_many():
+    policies = [KeepLast(3), KeepBest(2, "loss", "min"), KeepEvery(steps=1), KeepEvery(minutes=1)]
+    attempt = Attempt(1, "A1", "A1")
+    many = [
+        Checkpoint(
+            f"C{n:04}",
+            "digits",
+            n,
+            BEGUN + timedelta(hours=n),
+            attempt,
+            None,
+            "key",
+            "digest",
+            1,
+            1,
+            1,
+            {"loss": n},
+        )
+        for n in range(500)
+    ]
+    history, remembered = saved_one_by_one(policies, many, RetentionContext(BEGUN), by_memory=True)
+    assert len(history[-1]) == 500
+    assert remembered == 5
+
+
+def test_a_policy_that_does_not_tell_is_shown_all():
+    class Odd:
+        def keep(self, checkpoints, context):
+            return {each.id: "odd" for each in checkpoints[::2]}
+
+        def describe(self, context):
+            return "odd"
+
+    context = RetentionContext(BEGUN)
+    many = [
+        Checkpoint(f"C{n}", "digits", n, BEGUN, Attempt(1, "A1", "A1"), None, "k", "d", 1, 1, 1)
+        for n in range(9)
+    ]
+    assert worth_remembering([KeepAll(), Odd()], many, context) == many
+    assert worth_remembering([KeepAll()], many, context) == []
 
 
 @stable

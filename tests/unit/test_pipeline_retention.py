@@ -18,6 +18,8 @@ from ckpt_core import (
     StoreError,
     hook,
 )
+from ckpt_core.pipeline import retaining as retaining_module
+from ckpt_core.pipeline import workspace as workspace_module
 from ckpt_core.policies import KeepTagged
 from ckpt_core.stores import MemoryStore
 from crash.wrappers import ScriptedStore
@@ -265,3 +267,51 @@ def test_stale_temporaries_are_swept_once(store: ScriptedStore, monkeypatch: pyt
         for step in range(3):
             save(manager, step)
     assert swept == [24 * 3600.0]
+
+
+def test_a_few_of_very_many_wait_in_the_trash(store: ScriptedStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To find their bytes all names have to be gone through: not for each of them, then."""
+    monkeypatch.setattr(workspace_module, "_FOR_EACH", 2)
+    waiting = []
+    with CheckpointManager(store, experiment="x", retention=[KeepEvery(steps=2), KeepLast(1)]) as manager:
+        for step in range(30):
+            save(manager, step)
+            waiting.append(len(list(store.list("trash"))))
+            assert steps(manager) == [each for each in range(step + 1) if each % 2 == 0 or each == step]
+        assert 1 < max(waiting) <= 8
+        assert waiting.count(0) > 8
+        manager.prune()
+        assert list(store.list("trash")) == []
+        assert len(list(store.list("packs"))) == len(steps(manager))
+        assert manager.verify().ok
+
+
+@pytest.mark.parametrize("few", [0, 100])
+def test_what_others_forgot_is_noticed_before_anything_goes(
+    store: ScriptedStore, monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    monkeypatch.setattr(retaining_module, "_FEW", few)
+    with (
+        CheckpointManager(store, experiment="x", retention=[KeepLast(2), KeepEvery(steps=4)]) as manager,
+        CheckpointManager(store, experiment="x", catalog="sqlite://") as person,
+    ):
+        for step in range(1, 8):
+            save(manager, step)
+        assert steps(manager) == [4, 6, 7]
+        person.forget("step=7")
+        save(manager, 9)
+        assert steps(manager) == [4, 6, 9]
+        assert set(manager._retention._remembered) == {c.id for c in manager.checkpoints()[1:]}
+
+
+def test_tags_that_saves_set_cost_no_look_at_all_there_is(store: ScriptedStore) -> None:
+    """Tags are read again after each, and nothing else is listed."""
+    listed: list[str] = []
+    with CheckpointManager(store, experiment="x", retention=[KeepEvery(steps=1), KeepTagged()]) as manager:
+        save(manager, 0, tags=["newest"])
+        store.script = lambda operation, key, when: listed.append(key) if operation == "list" else None
+        for step in range(1, 5):
+            save(manager, step, tags=["newest"])
+        store.script = None
+        assert set(listed) == {"refs/x"}
+        assert len(manager._retention._remembered) == 1
