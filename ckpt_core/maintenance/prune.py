@@ -133,6 +133,10 @@ def plan_reclaim(
     claims = repository.leases.claims()
     named = _named(repository, manifests)
     let_go = _let_go(census, named)
+    # What came and went since the census was last brought up to date has left packs that it never saw.
+    for name in let_go - census.sizes.keys() - census.forwards.keys():
+        with suppress(ObjectNotFoundError):
+            census.note_standing(name)
     needs = census.needs(let_go)
     forwards = let_go & census.forwards.keys()
     rewrites = _half_dead(repository, census, needs.chunks, claims)

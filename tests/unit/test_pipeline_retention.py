@@ -269,6 +269,16 @@ def test_stale_temporaries_are_swept_once(store: ScriptedStore, monkeypatch: pyt
     assert swept == [24 * 3600.0]
 
 
+def test_what_came_and_went_between_two_deletions_is_reclaimed(store: ScriptedStore) -> None:
+    """At its save nothing is deleted, at the next one it is itself: no census ever saw it stand."""
+    with CheckpointManager(store, experiment="x", retention=[KeepEvery(steps=2), KeepLast(1)]) as manager:
+        for step in range(11):
+            save(manager, step)
+        assert steps(manager) == [0, 2, 4, 6, 8, 10]
+        assert len(list(store.list("packs"))) == 6
+        assert manager.verify().ok
+
+
 def test_a_few_of_very_many_wait_in_the_trash(store: ScriptedStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """To find their bytes all names have to be gone through: not for each of them, then."""
     monkeypatch.setattr(workspace_module, "_FOR_EACH", 2)
@@ -280,6 +290,7 @@ def test_a_few_of_very_many_wait_in_the_trash(store: ScriptedStore, monkeypatch:
             assert steps(manager) == [each for each in range(step + 1) if each % 2 == 0 or each == step]
         assert 1 < max(waiting) <= 8
         assert waiting.count(0) > 8
+        assert len(list(store.list("packs"))) == len(steps(manager)) + waiting[-1]
         manager.prune()
         assert list(store.list("trash")) == []
         assert len(list(store.list("packs"))) == len(steps(manager))
