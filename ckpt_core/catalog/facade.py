@@ -171,6 +171,11 @@ class Catalog:
         with self._database.reading() as connection:
             return queries.experiment_names(connection)
 
+    def count(self, experiment: str) -> int:
+        """How many checkpoints an experiment has."""
+        with self._database.reading() as connection:
+            return queries.count(connection, experiment)
+
     def steps(self, experiment: str) -> dict[str, int]:
         """The id of every checkpoint of an experiment, with its step: what the name of its manifest says."""
         with self._database.reading() as connection:

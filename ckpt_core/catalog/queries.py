@@ -25,7 +25,17 @@ from ckpt_core.errors import UsageError
 from ckpt_core.model import Attempt, Checkpoint, ExperimentSummary
 
 __all__ = [
-    *("best", "experiment_names", "find_prefix", "ids", "listing", "listing_word", "nearest_step", "newest"),
+    *(
+        "best",
+        "count",
+        "experiment_names",
+        "find_prefix",
+        "ids",
+        "listing",
+        "listing_word",
+        "nearest_step",
+        "newest",
+    ),
     *("none_at_all", "one", "pack_list", "packs_by_key", "pinned_ids", "steps", "summaries", "tags_of"),
 ]
 
@@ -183,6 +193,12 @@ def experiment_names(connection: Connection) -> list[str]:
     """The experiments that have live checkpoints, sorted; one step in the index for each experiment."""
     alive = exists().where(checkpoints.c.experiment_id == experiments.c.id, IS_LIVE)
     return list(connection.scalars(select(experiments.c.name).where(alive).order_by(experiments.c.name)))
+
+
+def count(connection: Connection, experiment: str) -> int:
+    """How many live checkpoints an experiment has. Counts them in the index."""
+    mine = (checkpoints.c.experiment_id == experiment_of(experiment)) & IS_LIVE
+    return connection.scalar(select(func.count()).select_from(checkpoints).where(mine)) or 0
 
 
 def steps(connection: Connection, experiment: str) -> dict[str, int]:

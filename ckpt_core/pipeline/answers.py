@@ -25,6 +25,8 @@ class Answers(Protocol):
         limit: int | None = None,
     ) -> list[Checkpoint]: ...
 
+    def count(self, experiment: str) -> int: ...
+
     def newest(self, experiment: str) -> Checkpoint | None: ...
 
     def best(
@@ -74,6 +76,9 @@ class Listed:
         else:
             chosen.sort(key=lambda c: c.order, reverse=newest_first)
         return chosen[:limit]
+
+    def count(self, experiment: str) -> int:
+        return len(self.checkpoints(experiment))
 
     def newest(self, experiment: str) -> Checkpoint | None:
         return max(self.checkpoints(experiment), key=lambda c: c.order, default=None)

@@ -31,6 +31,24 @@ def test_ls_limits_and_filters(ckpt: Call) -> None:
     assert "no checkpoint has such a tag" in ckpt("ls", "--tag", "nothing*").out
 
 
+def test_ls_shows_a_table_of_the_newest_and_says_how_many_more_there_are(
+    ckpt: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ckpt_core.cli.commands.ls._SHOWN", 3)
+    answer = ckpt("ls")
+    assert len(answer.out.splitlines()) == 1 + 6
+    assert answer.err == "note: 4 older ones of digits are not shown: ckpt ls digits --all, or --last N\n"
+    shown = [line.split()[0] for line in answer.out.splitlines()[1:]]
+    newest = ids(ckpt, "digits", "--last", "3") + ids(ckpt, "mnist", "--last", "3")
+    assert sorted(shown) == sorted(each[: len(shown[0])] for each in newest)
+    assert ckpt("ls", "mnist").err == ""
+    for all_of_them in (("ls", "--all"), ("ls", "-n", "7")):
+        answer = ckpt(*all_of_them)
+        assert (len(answer.out.splitlines()), answer.err) == (11, "")
+    assert len(ids(ckpt)) == len(steps(ckpt)) == 10
+    assert ckpt("ls", "digits", "--last", "3").err == ""
+
+
 def test_ls_by_a_metric_is_best_first(ckpt: Call) -> None:
     assert steps(ckpt, "mnist", "--metric", "accuracy", "--mode", "max") == [30, 20, 10]
     assert steps(ckpt, "mnist", "--metric", "accuracy") == [10, 20, 30]

@@ -61,6 +61,7 @@ OTHERS: dict[str, Question] = {
     "all of one": lambda c: c.checkpoints("digits"),
     "all of one, forgotten too": lambda c: c.checkpoints("digits", include_forgotten=True),
     "ids": lambda c: c.ids("digits"),
+    "how many": lambda c: c.count("digits"),
     "ids and steps": lambda c: c.steps("digits"),
     "experiments with checkpoints": lambda c: c.experiment_names(),
     "what a folder looked like": lambda c: c.listing_word("digits"),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ckpt_core.cli.output import Output
     from ckpt_core.model import Checkpoint
 
+_SHOWN = 100
 _SHOWN_METRICS = 3
 
 
@@ -35,16 +36,28 @@ _SHOWN_METRICS = 3
 )
 @click.option("--tag", "pattern", metavar="PATTERN", help="Only those with a tag that matches (*, ?, [...]).")
 @ranking_options
-def ls(call: Call, experiments: tuple[str, ...], last: int | None, pattern: str | None) -> None:
+@click.option(
+    "--all", "everything", is_flag=True, help="All of them, not only the newest 100 of each experiment."
+)
+def ls(
+    call: Call, experiments: tuple[str, ...], last: int | None, pattern: str | None, everything: bool
+) -> None:
     """List checkpoints, the newest last.
+
+    A table shows the newest 100 of each experiment, unless told otherwise; --json and --quiet tell all.
 
     SIZE is what a checkpoint holds, NEW what had to be written for it: the rest was in the store already.
     With --metric those that carry the metric come, the best first.
     """
-    from ckpt_core.cli.listing import last_of_each, listed
+    from ckpt_core.cli.listing import last_of_each, listed, newest_of_each
     from ckpt_core.cli.records import checkpoint_record
 
-    every = listed(call, experiments)
+    older: dict[str, int] = {}
+    if pattern is None and call.metric is None:
+        shown = None if everything or call.json or call.quiet else _SHOWN
+        every, older = newest_of_each(call, experiments, last or shown)
+    else:
+        every = listed(call, experiments)
     newest = {c.id for c in _newest_of_each(every)}
     chosen = [c for c in every if pattern is None or any(fnmatchcase(tag, pattern) for tag in c.tags)]
     if last is not None:
@@ -59,6 +72,9 @@ def ls(call: Call, experiments: tuple[str, ...], last: int | None, pattern: str 
         lambda output: _show(output, chosen, newest, call.metric, bool(every)),
         quiet=[c.id for c in chosen],
     )
+    if last is None:
+        for name, count in older.items():
+            call.output.note(f"{count} older ones of {name} are not shown: ckpt ls {name} --all, or --last N")
 
 
 def _newest_of_each(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
