@@ -62,6 +62,7 @@ def _ml_dtypes() -> ModuleType:
     return ml_dtypes
 
 
+@lru_cache(maxsize=256)  # asked for every tensor of every save
 def name_of_numpy(dtype: np.dtype[Any]) -> str | None:
     """The format's name for a numpy dtype; None when its values cannot be stored: objects, records, and
     `longdouble`, whose bits depend on the machine."""

@@ -129,9 +129,9 @@ def to_dtype(values: HostArray, dtype: np.dtype[Any]) -> HostArray:
 
 def is_key(value: object) -> bool:
     """Whether `value` is an array of typed random keys, or stands for one."""
-    return isinstance(value, (jax.Array, jax.ShapeDtypeStruct)) and jnp.issubdtype(
-        value.dtype, jax.dtypes.prng_key
-    )
+    if not isinstance(value, (jax.Array, jax.ShapeDtypeStruct)) or isinstance(value.dtype, np.dtype):
+        return False
+    return bool(jnp.issubdtype(value.dtype, jax.dtypes.prng_key))
 
 
 def register(registry: CodecRegistry) -> None:
@@ -170,7 +170,7 @@ def _fault(value: Any) -> str | None:
         return "it is traced, not an array: save outside of jit, grad and vmap"
     if value.is_deleted():
         return _DELETED
-    if not value.is_fully_addressable and not value.is_fully_replicated:
+    if not value.is_fully_replicated and not value.is_fully_addressable:
         return "parts of it are on other processes: only what each process holds whole can be saved yet"
     return None
 

@@ -29,11 +29,10 @@ def whole_view(value: jax.Array) -> HostArray | None:
 
     While the view lives, its buffer does too: a computation that is given it to reuse gets a copy.
     """
-    shard = next((s for s in value.addressable_shards if s.data.shape == value.shape), None)
-    if shard is None or shard.device.platform != "cpu":
+    if not (value.is_fully_replicated and _is_on_host(value)):
         return None
     # Through a view of the shard, not of the array itself, which would remember it as long as it lives.
-    view = np.asarray(shard.data)
+    view = np.asarray(value.addressable_data(0))
     return view if view.flags.c_contiguous else None
 
 
@@ -53,9 +52,15 @@ def gather(value: jax.Array, out: HostArray) -> None:
 def prefetch(values: Sequence[jax.Array]) -> None:
     """Starts the copies from all devices at once, so that the staging that follows does not wait for each."""
     for value in values:
-        for shard in value.addressable_shards:
-            if shard.replica_id == 0 and shard.device.platform != "cpu":
-                shard.data.copy_to_host_async()
+        if not _is_on_host(value):
+            for shard in value.addressable_shards:
+                if shard.replica_id == 0:
+                    shard.data.copy_to_host_async()
+
+
+def _is_on_host(value: jax.Array) -> bool:
+    """The devices of one array are of one kind."""
+    return next(iter(value.sharding.device_set)).platform == "cpu"
 
 
 def place(like: Any, read: Callable[[Box], HostArray]) -> jax.Array:
