@@ -60,7 +60,8 @@ def prefetch(values: Sequence[jax.Array]) -> None:
 
 def _is_on_host(value: jax.Array) -> bool:
     """The devices of one array are of one kind."""
-    return next(iter(value.sharding.device_set)).platform == "cpu"
+    device: Any = next(iter(value.sharding.device_set))
+    return bool(device.platform == "cpu")
 
 
 def place(like: Any, read: Callable[[Box], HostArray]) -> jax.Array:
