@@ -18,8 +18,19 @@ from benchmarks import machine, plots, report
 from benchmarks.results import Results, Settings
 
 ROOT = Path(__file__).parents[1]
-GROUPS = ("save", "stall", "training", "load", "dedup", "memory", "catalog", "startup", "growth")
-WITHOUT_TORCH = ("catalog", "startup")
+GROUPS = (
+    "save",
+    "stall",
+    "training",
+    "load",
+    "dedup",
+    "compression",
+    "memory",
+    "catalog",
+    "startup",
+    "growth",
+)
+WITHOUT_TORCH = ("compression", "catalog", "startup")
 PARTIAL = ROOT / "build" / "benchmarks"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.states import State, flat
 from ckpt_core import CheckpointManager
+from ckpt_core.stores import Store
 
 __all__ = [
     "LAZY", "load_fresh", "load_into", "manager_at", "not_built", "one_tensor", "save", "save_first", "save_second",
@@ -31,7 +32,7 @@ def not_built(what: Callable[..., Any], options: Mapping[str, Any]) -> str | Non
     return f"not built: {what.__name__} has no {', '.join(unknown)}" if unknown else None
 
 
-def manager_at(folder: Path, **options: Any) -> CheckpointManager:
+def manager_at(folder: Path | Store, **options: Any) -> CheckpointManager:
     """A manager for the experiment `bench`."""
     return CheckpointManager(folder, experiment="bench", **options)
 

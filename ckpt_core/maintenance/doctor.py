@@ -11,8 +11,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ckpt_core import clock
-from ckpt_core.errors import CkptError, NotFoundError
+from ckpt_core.errors import CkptError, MissingExtraError, NotFoundError
+from ckpt_core.format.compression import require
 from ckpt_core.format.documents import ForwardRow, Manifest
+from ckpt_core.format.sealed import COMPRESSED_FORMAT
 from ckpt_core.maintenance import surroundings
 from ckpt_core.maintenance.census import packs_in
 from ckpt_core.maintenance.findings import Finding
@@ -40,6 +42,7 @@ def examine(
         ("file-system", lambda: surroundings.file_system(repository)),
         ("clock", lambda: surroundings.clocks(repository)),
         ("manifests", lambda: _unreadable(manifests)),
+        ("compression", lambda: _compressed(manifests)),
         ("packs", lambda: _packs(repository, manifests)),
         ("space", lambda: _space(repository, manifests)),
         ("references", lambda: _references(references, manifests)),
@@ -92,6 +95,19 @@ def _unreadable(manifests: _Manifests) -> Iterator[Finding]:
         yield Finding(
             "ok", "manifests", f"{counted(len(manifests.readable), 'checkpoint')}, every manifest intact"
         )
+
+
+def _compressed(manifests: _Manifests) -> Iterator[Finding]:
+    count = sum(manifest.format == COMPRESSED_FORMAT for manifest in manifests.readable.values())
+    try:
+        require()
+    except MissingExtraError as error:
+        if count:
+            message = f"{counted(count, 'checkpoint')} cannot be loaded here: {error}"
+            yield Finding("error", "compression", message, "install what it names")
+        return
+    if count:
+        yield Finding("ok", "compression", f"{counted(count, 'checkpoint')} with compressed chunks")
 
 
 def _packs(repository: Repository, manifests: _Manifests) -> Iterator[Finding]:

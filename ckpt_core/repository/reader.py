@@ -35,6 +35,7 @@ _FORWARDS = 100  # a chain of rewritten packs that is longer leads nowhere
 _SMALL = 64 << 10
 _PIECE = 512 << 10  # read and hashed at once: what a core's own cache holds
 _THREADS = min(16, 2 * cores() + 4)  # while some check, others wait for the disk
+_EXPANDING = 8
 _LINE = 64
 
 
@@ -112,7 +113,9 @@ class ChunkReader:
             for job in jobs:
                 self._read_chunk(*job)
             return
-        with ThreadPoolExecutor(_THREADS, thread_name_prefix="ckpt-read") as pool:
+        # Each thread holds a compressed chunk as it is stored, beside what it becomes.
+        threads = _THREADS if self.manifest.format == FORMAT else min(_THREADS, _EXPANDING)
+        with ThreadPoolExecutor(threads, thread_name_prefix="ckpt-read") as pool:
             futures = [pool.submit(self._read_group, group) for group in _groups(jobs)]
             try:
                 for future in futures:

@@ -21,6 +21,7 @@ from ckpt_core.format.sealed import seal, unseal
 from ckpt_core.maintenance import prune as prune_module
 from ckpt_core.maintenance.deletion import execute_prune
 from ckpt_core.maintenance.difference import difference
+from ckpt_core.maintenance.doctor import examine
 from ckpt_core.maintenance.rewriting import rebased
 from ckpt_core.maintenance.verify import verify
 from ckpt_core.repository import Repository, layout
@@ -370,3 +371,28 @@ def test_without_the_library_what_is_not_compressed_is_as_ever(
     key = commit(repository, {"w": NORMAL}).key
     assert same(load(repository, key), {"w": NORMAL})
     assert verify(repository).ok
+
+
+def test_the_doctor_tells_what_cannot_be_read_here(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(manager: CheckpointManager) -> list[tuple[str, str]]:
+        workspace = manager.workspace
+        findings = examine(workspace.repository, workspace.references, workspace.index.catalog)
+        return [(each.level, each.message) for each in findings if each.check == "compression"]
+
+    with CheckpointManager(store_path, experiment="x", compression="zstd") as manager:
+        assert found(manager) == []
+        manager.save({"w": NORMAL}, step=1, wait=True)
+        assert found(manager) == [("ok", "1 checkpoint with compressed chunks")]
+        uninstall(monkeypatch)
+        ((level, message),) = found(manager)
+        assert level == "error"
+        assert "pip install 'ckpt-core[zstd]'" in message
+
+
+def test_parity_covers_what_is_stored(store_path: Path) -> None:
+    pytest.importorskip("zfec")
+    with CheckpointManager(store_path, experiment="x", compression="zstd", parity=20) as manager:
+        manager.save({"w": NORMAL}, step=1, wait=True)
+        manager.wait()
+        assert list(store_path.glob("packs/*/*.parity"))
+        assert manager.verify().ok
