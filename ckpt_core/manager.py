@@ -30,6 +30,7 @@ from ckpt_core.pipeline.queue import OnBusy, SaveHandle, SaveQueue
 from ckpt_core.pipeline.resolve import Mode, check_tag
 from ckpt_core.pipeline.retaining import Retention
 from ckpt_core.pipeline.saving import Saver, SaveRequest
+from ckpt_core.pipeline.sole import SoleWriter, refuse_beside
 from ckpt_core.pipeline.workspace import Workspace
 from ckpt_core.policies import RetentionPolicy, SavePolicy, SavePolicyHook
 from ckpt_core.repository import check_options
@@ -60,12 +61,13 @@ class CheckpointManager(Library):
     they give way to it. `chunk_bytes` (8 MiB) and `digest` (`"sha256"`) are what a new store is made with, and
     hold for all of it. `compression`: `"zstd"` has what this manager writes compressed where that pays, which
     plain safetensors cannot read. `parity`: percent of a pack that can be healed where its bytes are lost; its
-    sidecar takes as much room. `on_save_error`: a failed save never stops training and does not
-    show in the exit code (`report`), unless it is to be raised at the end (`raise`) or at once (`stop`).
+    sidecar takes as much room. `exclusive`: nobody else may write to the experiment while this manager is open.
+    `on_save_error`: a failed save never stops training and does not show in the exit code (`report`), unless it
+    is to be raised at the end (`raise`) or at once (`stop`).
 
     Use it in a `with` block or call `close`, which waits for pending saves. Thread-safe, but for `save`,
     which is for one thread at a time; a forked child must open a manager of its own. Raises UsageError,
-    StoreError, FormatError, CorruptionError.
+    StoreError (of kind `locked` where it cannot be exclusive), FormatError, CorruptionError.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class CheckpointManager(Library):
         digest: Algorithm | None = None,
         compression: Compression | None = None,
         parity: int = 0,
+        exclusive: bool = False,
         on_save_error: OnSaveError = "report",
     ) -> None:
         # First what needs no store: a call that means nothing leaves no folder behind.
@@ -107,12 +110,17 @@ class CheckpointManager(Library):
         workspace = Workspace.open(root, catalog=catalog, create=True, chunk_bytes=chunk_bytes, digest=digest)
         workspace.index.connect()
         super().__init__(workspace, experiment, manager, metric, mode)
+        try:
+            self._sole = SoleWriter(workspace.repository, experiment) if exclusive else None
+        except BaseException:
+            workspace.close()
+            raise
         self.save_policy = save_policy
         self._metrics = MetricLog(workspace, experiment)
         self._retention = Retention(workspace, experiment, manager, retention, metric, mode)
         self._saver = Saver(
             workspace, experiment, manager, self._metrics.flush, self._is_best, self._retention.apply,
-            compression=compression, parity=parity,
+            compression=compression, parity=parity, approve=self._sole.check if self._sole else None,
         )  # fmt: skip
         self._intake = Intake(self._queue, self._saver, threads=threads, staged_bytes=staged_bytes)
         self._lock = threading.RLock()
@@ -122,6 +130,8 @@ class CheckpointManager(Library):
         self.on_save_error: OnSaveError = on_save_error
         self._raised = 0
         self._process = os.getpid()
+        if self._sole is not None:  # also of a manager that nobody closed
+            weakref.finalize(self, self._sole.close)
         reference = weakref.ref(self)
         self._at_exit = lambda: _close_at_exit(reference)
         atexit.register(self._at_exit)
@@ -139,10 +149,13 @@ class CheckpointManager(Library):
         """Begins an attempt: the continuation of `resumed`, or (None) a new lineage that starts from nothing.
 
         A checkpoint of another experiment begins a new lineage here, which remembers where it came from.
-        Waits for pending saves first.
+        Waits for pending saves first. Raises StoreError (kind `locked`) where another manager writes to the
+        experiment and is `exclusive`.
         """
         self._refuse_child()
         self._queue.wait()
+        if self._sole is None:
+            refuse_beside(self.workspace.repository, self.experiment)
         with self._lock:
             newest = self.workspace.index.newest(self.experiment)
             own = resumed if resumed is not None and resumed.experiment == self.experiment else None
@@ -270,6 +283,8 @@ class CheckpointManager(Library):
             if lost:
                 _log.error("%d metric values could not be written and are lost", lost)
             self._intake.clear()
+            if self._sole is not None:
+                self._sole.close()
             self.workspace.close()
             self._closed = True
             atexit.unregister(self._at_exit)

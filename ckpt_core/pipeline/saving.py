@@ -47,7 +47,7 @@ class Saver:
     """Makes checkpoints of one experiment. Called by one thread at a time.
 
     `flush_metrics` makes the metric series durable; `is_best` and `retain` are asked about each new
-    checkpoint.
+    checkpoint. `approve` is called just before each commit and prevents it by raising.
     """
 
     workspace: Workspace
@@ -57,6 +57,7 @@ class Saver:
     is_best: Callable[[Checkpoint], bool]
     retain: Callable[[Checkpoint], object]
     compression: str | None = None
+    approve: Callable[[], None] | None = None
     parity: int = 0
     """Percent of a pack that can be healed; its sidecar is written when the save is durable."""
     failures: list[tuple[int, BaseException]] = field(default_factory=list)
@@ -144,7 +145,12 @@ class Saver:
         )
         base = rebased(repository, self._base) if self._base is not None else None
         return repository.commit(
-            snapshot, draft, base=base, compression=self.compression, threads=request.threads
+            snapshot,
+            draft,
+            base=base,
+            approve=self.approve,
+            compression=self.compression,
+            threads=request.threads,
         )
 
     @cached_property
