@@ -28,7 +28,7 @@ KERAS := keras-jax,keras-torch,keras-tensorflow
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo exact test lint types test-core test-wheel test-lean test-adapters $(FRAMEWORKS) \
+.PHONY: help setup demo exact histories test lint types test-core test-wheel test-lean test-adapters $(FRAMEWORKS) \
 	test-keras-jax test-keras-torch test-keras-tensorflow test-snippets format clean
 
 help: ## list the targets
@@ -83,6 +83,10 @@ exact: $(READY) ## kill every adapter's training and the frameworks' own at six 
 	for backend in jax torch tensorflow; do KERAS_BACKEND=$$backend CKPT_EXACTNESS=$(EXACT) \
 		$(PYTEST) -q tests/integrations/keras -k "$(CELLS)" $(PYTEST_ARGS) || exit 1; done
 	PYTHONPATH=tests "$(BIN)/python" tests/contract/exactness.py $(EXACT) docs/exactness.md
+
+histories: $(READY) ## ten thousand histories of writers, readers and prunes; 8 processes on one store for a minute
+	CKPT_TEST_HISTORIES=10000 CKPT_TEST_MINUTES=1 "$(BIN)/pytest" -q -s tests/stateful/test_histories.py \
+		tests/stateful/test_many_processes.py $(PYTEST_ARGS)
 
 format: $(READY) ## let ruff format and fix
 	"$(BIN)/ruff" check --fix
