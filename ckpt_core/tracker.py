@@ -6,6 +6,7 @@ import logging
 import operator
 import threading
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from ckpt_core import clock
@@ -23,7 +24,7 @@ def as_metrics(metrics: Mapping[str, Any] | None) -> dict[str, float]:
     """Metrics as plain floats; numbers, numpy scalars and tensors of one value will do. Raises UsageError."""
     found = {}
     for name, value in (metrics or {}).items():
-        if not _is_name(name):
+        if not isinstance(name, str) or not _is_name(name):
             raise UsageError(
                 f"{name!a} is not the name of a metric: use a printable text of 1 to 255 characters",
                 kind="metric",
@@ -39,8 +40,9 @@ def as_metrics(metrics: Mapping[str, Any] | None) -> dict[str, float]:
     return found
 
 
-def _is_name(name: object) -> bool:
-    if not isinstance(name, str) or not 0 < len(name) <= 255 or "\0" in name:
+@lru_cache(maxsize=4096)  # the same few at every step
+def _is_name(name: str) -> bool:
+    if not 0 < len(name) <= 255 or "\0" in name:
         return False
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
@@ -53,7 +55,8 @@ class MetricLog:
         self._experiment = experiment
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
-        self._waiting: list[tuple[Attempt, MetricPoint]] = []
+        self._waiting: list[tuple[Attempt, list[MetricPoint]]] = []
+        self._count = 0  # points in them
         self._flush_at = _FLUSH_AT
         self._untold: list[tuple[Attempt, Sequence[MetricPoint]]] = []  # durable, but not in the catalog
 
@@ -70,8 +73,9 @@ class MetricLog:
             MetricPoint(name, step, value, at, attempt.number) for name, value in as_metrics(metrics).items()
         ]
         with self._lock:
-            self._waiting.extend((attempt, point) for point in points)
-            full = len(self._waiting) >= self._flush_at
+            self._waiting.append((attempt, points))
+            self._count += len(points)
+            full = self._count >= self._flush_at
         if full:
             self.flush()
 
@@ -82,10 +86,10 @@ class MetricLog:
         """
         with self._flushing:
             with self._lock:
-                taken, self._waiting = self._waiting, []
+                taken, self._waiting, self._count = self._waiting, [], 0
             by_attempt: dict[str, tuple[Attempt, list[MetricPoint]]] = {}
-            for attempt, point in taken:
-                by_attempt.setdefault(attempt.id, (attempt, []))[1].append(point)
+            for attempt, points in taken:
+                by_attempt.setdefault(attempt.id, (attempt, []))[1].extend(points)
             for attempt, points in by_attempt.values():
                 self._write(attempt, points)
             untold, self._untold = self._untold, []
@@ -93,8 +97,8 @@ class MetricLog:
                 self._tell(attempt, rows)
             with self._lock:
                 # After a failure not at every further value: each try writes all that wait.
-                self._flush_at = len(self._waiting) + _FLUSH_AT
-                return len(self._waiting)
+                self._flush_at = self._count + _FLUSH_AT
+                return self._count
 
     def _write(self, attempt: Attempt, points: list[MetricPoint]) -> None:
         try:
@@ -102,7 +106,8 @@ class MetricLog:
         except CkptError as error:
             _log.warning("%d metric values are kept in memory for now: %s", len(points), error)
             with self._lock:
-                self._waiting[:0] = [(attempt, point) for point in points]
+                self._waiting.insert(0, (attempt, points))
+                self._count += len(points)
             return
         self._untold.append((attempt, points))
 

@@ -28,16 +28,15 @@ def add(connection: Connection, experiment: str, attempt: Attempt, points: Itera
     number = experiment_ids(connection, [experiment])[experiment]
     attempt_number = attempt_ids(connection, [(number, attempt)])[number, attempt.id]
     metrics = metric_ids(connection, {(number, name) for name, _ in latest})
-    rows = [
-        (
-            attempt_number,
-            metrics[number, name],
-            check_integer(step, "step"),
-            *split_number(point.value),
-            microseconds(point.at),
+    rows = []
+    at, stamp = None, 0
+    for (name, step), point in latest.items():
+        if point.at is not at:  # the points of a step have one moment
+            at, stamp = point.at, microseconds(point.at)
+        finite, special = split_number(point.value)
+        rows.append(
+            (attempt_number, metrics[number, name], check_integer(step, "step"), finite, special, stamp)
         )
-        for (name, step), point in latest.items()
-    ]
     rows.sort()  # as the table is ordered, which then grows at few ends
     upsert_bulk(connection, experiment_metrics, _COLUMNS[:3], _COLUMNS, rows)
 

@@ -15,11 +15,9 @@ Number = float | Literal["nan", "inf", "-inf"]
 
 def number_to(value: float) -> Number:
     """`value` itself, or `nan`, `inf`, `-inf` as text."""
-    if math.isnan(value):
-        return "nan"
-    if math.isinf(value):
-        return "inf" if value > 0 else "-inf"
-    return float(value)
+    if math.isfinite(value):
+        return float(value)
+    return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
 
 
 def number_from(value: Number) -> float:
