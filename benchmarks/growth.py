@@ -1,4 +1,5 @@
-"""How cost grows: save, load, verify, ls and prune against bytes, tensors and checkpoints.
+"""How cost grows: save, load, verify, ls and prune against bytes, tensors and checkpoints; and a save whose
+retention deletes one of many.
 
 Anything that bends upward is a defect: on a plot with two logarithmic axes a straight line of slope 1 is a
 cost in proportion, and the steepest piece of each line is what its row in the table tells.
@@ -9,7 +10,8 @@ from __future__ import annotations
 import math
 import shutil
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -19,12 +21,16 @@ from benchmarks import engine, filling, states
 from benchmarks.results import Curve, Goal, Results, Settings
 from benchmarks.states import State
 from benchmarks.timing import Samples, evict, timed
-from ckpt_core import Workspace
+from ckpt_core import KeepLast, Workspace
+from ckpt_core.model import Checkpoint
+from ckpt_core.pipeline.answers import Answers
+from ckpt_core.policies import RetentionContext
 
 __all__ = ["run"]
 
 STRAIGHT = Goal("growth", "<=", 1.15)
 OPERATIONS = ("save", "load", "verify", "ls", "prune")
+RETAINED = "save with a deletion"
 LONGEST = 300.0  # seconds: when one point took that long, the next, ten times larger, is left out
 ENOUGH = 60.0  # seconds: a point whose one round takes so long needs no other
 SHORTEST = 0.02  # a piece of a line whose end takes less says more of the machine than of us
@@ -49,11 +55,11 @@ def run(settings: Settings, results: Results) -> None:
         ("checkpoints", "checkpoints in the store", checkpoints, lambda n: _of_store(n, settings)),
     )
     for axis, label, values, measure in axes:
-        lines: dict[str, list[tuple[float, float]]] = {operation: [] for operation in OPERATIONS}
+        lines: dict[str, list[tuple[float, float]]] = {}
         for value in values:
             point = measure(value)
             for operation, seconds in point.items():
-                lines[operation].append((value, statistics.median(seconds)))
+                lines.setdefault(operation, []).append((value, statistics.median(seconds)))
             found = {operation: Samples(operation, "s", seconds) for operation, seconds in point.items()}
             results.race("growth", f"{label}: {value:,}", found)
             if max(max(seconds) for seconds in point.values()) > LONGEST:
@@ -111,11 +117,12 @@ def _of_state(state: State, settings: Settings) -> Point:
 
 
 def _of_store(count: int, settings: Settings) -> Point:
-    """One store that is filled up to `count` checkpoints of a few kilobytes."""
+    """One store that is filled up to `count` checkpoints, each with a pack of 4 KiB of its own: real commits, one
+    after the other, but nothing is made durable, and the catalog gets their rows all at once."""
     folder = settings.work / "growth-checkpoints"
     there = len(list(folder.glob("checkpoints/*/*.json"))) if folder.exists() else 0
     filling.fill_store(folder, there, count)
-    point: Point = {operation: [] for operation in OPERATIONS}
+    point: Point = {operation: [] for operation in (*OPERATIONS, RETAINED)}
     state = states.evenly(10, 40_000)
     for _ in range(settings.rounds):
         with engine.manager_at(folder) as manager:
@@ -136,18 +143,57 @@ def _of_store(count: int, settings: Settings) -> Point:
         state.step()
         if _enough(point):
             break
+    _retain(point, folder, state, settings)
     return point
 
 
+def _retain(point: Point, folder: Path, state: State, settings: Settings) -> None:
+    """Saves after each of which one checkpoint is deleted, of those saved here. The first of a process is left
+    out: it reads every manifest, to learn what is needed of which pack."""
+    with engine.manager_at(folder, retention=[KeepLast(1), KeepFilled()]) as manager:
+        newest = manager.latest()
+        assert newest is not None
+        manager.begin_attempt(newest)
+        for number in range(3 + settings.rounds):
+            work = partial(manager.save, state.tree, step=newest.step + 1 + number, wait=True)
+            _, seconds = timed(work)
+            if number >= 3:
+                point[RETAINED].append(seconds)
+            state.step()
+        manager.forget("latest")
+        manager.prune()
+
+
+@dataclass(frozen=True)
+class KeepFilled:
+    """Keeps for good what the store was filled with: that is alone in carrying a metric."""
+
+    def keep(self, checkpoints: Sequence[Checkpoint], context: RetentionContext) -> dict[str, str]:
+        return {checkpoint.id: "filled" for checkpoint in checkpoints if "loss" in checkpoint.metrics}
+
+    def lasting(self, checkpoints: Sequence[Checkpoint], context: RetentionContext) -> Collection[str]:
+        return self.keep(checkpoints, context)
+
+    def describe(self, context: RetentionContext) -> str:
+        return "filled"
+
+
 def _enough(point: Point) -> bool:
-    return sum(seconds[-1] for seconds in point.values()) > ENOUGH
+    return sum(seconds[-1] for seconds in point.values() if seconds) > ENOUGH
 
 
 def _ls(folder: Path) -> None:
-    """What `ckpt ls` asks, without the start of a process."""
+    """What `ckpt ls` asks, without the start of a process: the newest hundred, and how many there are."""
     workspace = Workspace.open(folder)
-    assert workspace.index.checkpoints()
+    index = workspace.index
+    index.synchronise()
+    for name in index.ask(lambda answers: answers.experiment_names()):
+        assert index.ask(partial(_newest, name), name)
     workspace.close()
+
+
+def _newest(experiment: str, answers: Answers) -> tuple[list[Checkpoint], int]:
+    return answers.checkpoints(experiment, newest_first=True, limit=100), answers.count(experiment)
 
 
 def _take(point: Point, operation: str, work: Callable[[], Any]) -> None:
