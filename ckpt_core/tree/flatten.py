@@ -109,23 +109,26 @@ class _Flattener:
     def _mapping(self, path: str | None, value: Mapping[Any, Any]) -> Any:
         plain = True
         seen: dict[str, Any] = {}
-        rows: list[list[Any]] = []
+        keys: list[Any] = []
+        items: list[Any] = []
         for key, item in value.items():
-            if type(key) is str and key.isascii():  # nearly all of them
-                key_node: Any = key
-            else:
-                key_node = self._key(path, key)
             component = key_component(key)
-            if component in seen:
+            if seen.setdefault(component, key) is not key:
                 raise StateError(
                     f"keys {seen[component]!r} and {key!r} of the dict at {_shown(path)} give the same path",
                     kind="key",
                     path=path,
                 )
-            seen[component] = key
-            plain = plain and isinstance(key_node, str) and not key_node.startswith("$")
-            rows.append([key_node, self.node(child_path(path, component), item)])
-        return dict(rows) if plain else {"$dict": rows}
+            if type(key) is str and key.isascii():  # nearly all of them
+                keys.append(key)
+                plain = plain and key[:1] != "$"
+            else:
+                keys.append(self._key(path, key))
+                plain = plain and type(keys[-1]) is str and keys[-1][:1] != "$"
+            items.append(self.node(component if path is None else f"{path}/{component}", item))
+        if plain:
+            return dict(zip(keys, items, strict=True))
+        return {"$dict": [list(row) for row in zip(keys, items, strict=True)]}
 
     def _key(self, path: str | None, key: Any) -> Any:
         if isinstance(key, enum.Enum) or not isinstance(key, (str, int, float, bool, type(None))):

@@ -52,7 +52,7 @@ class LazyParameters:
         self._optimizers = optimizers
         self._safe = True
         self._wait: Callable[[], None] = _nothing
-        self._tensors: dict[tuple[str, int, int], tuple[torch.Tensor, int]] = {}
+        self._tensors: dict[tuple[torch.device, int, int], tuple[torch.Tensor, int]] = {}
         self._samples: list[list[torch.Tensor]] = []
         self._values: list[torch.Tensor] = []
         # Of every optimizer, also of one that is made later: it might have the same parameters.
@@ -158,8 +158,8 @@ def _sampled(tensors: Iterable[torch.Tensor]) -> list[list[torch.Tensor]]:
     return list(kinds.values())
 
 
-def _place(tensor: torch.Tensor) -> tuple[str, int, int]:
-    return str(tensor.device), tensor.data_ptr(), tensor.numel() * tensor.element_size()
+def _place(tensor: torch.Tensor) -> tuple[torch.device, int, int]:
+    return tensor.device, tensor.data_ptr(), tensor.nbytes
 
 
 def _nothing() -> None:
