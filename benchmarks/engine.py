@@ -15,7 +15,7 @@ from ckpt_core.stores import Store
 
 __all__ = [
     "LAZY", "load_fresh", "load_into", "manager_at", "not_built", "one_tensor", "save", "save_first", "save_second",
-    "torch_checkpointer", "unsynced",
+    "save_second_jax", "torch_checkpointer", "unsynced",
 ]  # fmt: skip
 
 Work = Callable[[], Any]
@@ -70,6 +70,25 @@ def save_second(
         if change is not None:
             change()
         yield lambda: manager.save(tree, step=2)
+
+
+@contextmanager
+def save_second_jax(tree: dict[str, Any], folder: Path) -> Iterator[Work]:
+    """The stall of every later save of a loop in JAX: what `next` takes longer between two iterations."""
+    import jax
+
+    from ckpt_jax import JaxCheckpointer
+
+    states = tree, jax.tree.map(lambda array: array.copy(), tree)  # a step of training makes new arrays
+    with JaxCheckpointer(folder, experiment="bench", every_n_steps=1, signals=()) as ckpt:
+        ckpt.restore(tree)
+        steps = ckpt.steps(3)
+        for state in states:  # the second turn begins with the save of the first
+            next(steps)
+            ckpt.step(state)
+        ckpt.manager.wait()
+        yield lambda: next(steps)
+        ckpt.manager.wait()
 
 
 @contextmanager

@@ -52,14 +52,14 @@ def _torch(state: State, settings: Settings, results: Results) -> float:
 
 
 def _jax(state: State, settings: Settings, results: Results) -> None:
-    """Arrays of JAX never change, so that a reference will do where a loop does not donate them."""
+    """Arrays of JAX never change, so that a reference will do."""
     what = f"stall, JAX on CPU, {state.name} state"
     absent = neighbours.ORBAX_V0.problem(state.nbytes)
     if absent is not None:
         results.not_measured("stall", what, f"Orbax: {absent}", P5)
         return
     tree = state.as_jax()
-    contenders = [Contender("ckpt-core", lambda folder: engine.save_second(tree, folder))]
+    contenders = [Contender("ckpt-core", lambda folder: engine.save_second_jax(tree, folder))]
     contenders += [each.contender(each.stall, state) for each in ORBAX if each.stall is not None]
     found = race(contenders, settings.rounds, settings.work, warm_up=settings.warm_up)
     results.race("stall", f"stall of an asynchronous save, JAX on CPU, {state.name}", found)
