@@ -47,9 +47,9 @@ def torch_checkpointer(folder: Path, model: Any, optimizer: Any, **options: Any)
 
 
 @contextmanager
-def save(state: State, folder: Path) -> Iterator[Work]:
-    """A synchronous save, from the live tensors: durable, and every byte under a SHA-256."""
-    with manager_at(folder) as manager:
+def save(state: State, folder: Path, **options: Any) -> Iterator[Work]:
+    """A synchronous save, from the live tensors: durable, and every byte under a digest."""
+    with manager_at(folder, **options) as manager:
         yield lambda: manager.save(state.tree, step=1, wait=True)
 
 

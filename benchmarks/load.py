@@ -52,9 +52,7 @@ def _whole(state: State, settings: Settings, results: Results) -> dict[str, Samp
         Contender(FRESH, lambda folder: engine.load_fresh(state, folder), state.check, keep=kept)
     )
     failed = []
-    everybody = (
-        neighbours.PLAIN if settings.quick and state.name != settings.state("standard") else neighbours.ALL
-    )
+    everybody = neighbours.ALL if state.name == settings.state("standard") else neighbours.PLAIN
     for number, neighbour in enumerate(everybody):
         if neighbour.save is None or neighbour.load is None or neighbour.problem(state.nbytes) is not None:
             continue

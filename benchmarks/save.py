@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 from benchmarks import engine, limits, neighbours, states
 from benchmarks.results import Goal, Results, Settings
 from benchmarks.states import State
@@ -12,7 +14,7 @@ __all__ = ["run"]
 P1 = Goal("P1", ">=", 0.95)
 P2 = Goal("P2", ">=", 1.3)
 P13 = Goal("P13", "<=", 1.0)
-OURS = "ckpt-core"
+OURS, BLAKE3 = "ckpt-core", "ckpt-core, blake3"
 
 
 def run(settings: Settings, results: Results) -> None:
@@ -27,6 +29,13 @@ def run(settings: Settings, results: Results) -> None:
     results.against_limit(
         "save", "the same against SHA-256 alone, one core", ours, found["SHA-256, one core"]
     )
+    if found.get(BLAKE3):
+        results.against_limit(
+            "save",
+            'the same with digest="blake3", against a raw write',
+            found[BLAKE3],
+            found[limits.RAW_WRITE],
+        )
     del standard
     for name, goal in (("5,000 tiny tensors", P13), ("bf16", None), ("one tensor", None)):
         state = states.make(settings.state(name))
@@ -39,8 +48,10 @@ def _race(state: State, settings: Settings, results: Results, *, raw: bool) -> d
     contenders = [Contender(OURS, lambda folder: engine.save(state, folder))]
     if raw:
         sources = state.bytes_of()
+        if importlib.util.find_spec("blake3") is not None:
+            contenders.append(Contender(BLAKE3, lambda folder: engine.save(state, folder, digest="blake3")))
         contenders += [limits.raw_write(state.nbytes), limits.memcpy(sources), limits.sha256(sources)]
-    for neighbour in neighbours.ALL if raw or not settings.quick else neighbours.PLAIN:
+    for neighbour in neighbours.ALL if raw else neighbours.PLAIN:
         if neighbour.save is not None and neighbour.problem(state.nbytes) is None:
             contenders.append(neighbour.contender(neighbour.save, state))
     found = race(contenders, settings.rounds, settings.work, warm_up=settings.warm_up)

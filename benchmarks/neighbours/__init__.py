@@ -24,4 +24,4 @@ ALL = (
 )  # fmt: skip
 
 PLAIN = (TORCH, SAFETENSORS, DCP_1)
-"""Those that take little to import: for the smaller races of a quick run."""
+"""The quickest, which take little to import: for races beside the great one."""
