@@ -72,6 +72,8 @@ class PackHeader:
     data_bytes: int
     digest: str
     chunks: tuple[StoredChunk, ...]
+    chunk_bytes: int
+    algorithm: str
 
 
 class _Entry(msgspec.Struct):
@@ -147,7 +149,15 @@ def _parsed(raw: bytes, size: int, where: str) -> PackHeader:
             chunks.append(StoredChunk(each.path, spec, begin, at, length, digests[len(chunks)], expanded))
             at, begin = at + length, begin + chunk_bytes
     digest = digest_text(hashlib.sha256(raw).digest())
-    return PackHeader(metadata["ckpt.checkpoint"], len(raw), size - len(raw), digest, tuple(chunks))
+    return PackHeader(
+        checkpoint=metadata["ckpt.checkpoint"],
+        header_size=len(raw),
+        data_bytes=size - len(raw),
+        digest=digest,
+        chunks=tuple(chunks),
+        chunk_bytes=chunk_bytes,
+        algorithm=metadata["ckpt.digest"],
+    )
 
 
 def _check(

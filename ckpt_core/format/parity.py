@@ -27,6 +27,7 @@ __all__ = [
     "Parity",
     "Rebuilt",
     "Shape",
+    "Write",
     "encode",
     "faulty_cells",
     "read_parity",

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from typing import final
 
 from ckpt_core.errors import CkptError, CorruptionError, MissingExtraError, NotFoundError, ObjectNotFoundError
-from ckpt_core.format.documents import Manifest, StoreDocument
+from ckpt_core.format.documents import Manifest
 from ckpt_core.format.pack import read_header
-from ckpt_core.format.sealed import unseal
 from ckpt_core.maintenance.census import packs_in
 from ckpt_core.maintenance.chunks import check_group, groups
+from ckpt_core.maintenance.documents import documents, fault_of
 from ckpt_core.maintenance.parity import check_sidecar, sidecars_in
-from ckpt_core.repository import MetricSegments, References, Repository, layout
+from ckpt_core.repository import Repository, layout
 
 __all__ = ["CheckpointVerifier", "Problem", "Progress", "VerifyReport", "verify"]
 
@@ -316,29 +316,7 @@ def _sidecars(repository: Repository, read: Collection[str]) -> Iterator[Problem
 
 def _side_documents(repository: Repository) -> Iterator[Problem]:
     """Damage to what no checkpoint needs in order to load."""
-    store = repository.store
-    references, segments = References(store), MetricSegments(store)
-
-    def store_document(key: str) -> object:
-        return unseal(store.get(key), StoreDocument, key)
-
-    def forward(key: str) -> object:
-        return repository.forward(key.removeprefix(f"{layout.PACKS}/").removesuffix(layout.FORWARD_SUFFIX))
-
-    forwards = [i.key for i in store.list(layout.PACKS) if i.key.endswith(layout.FORWARD_SUFFIX)]
-    trash = [found.key for found in repository.manifest_keys(trash=True)]
-    documents: list[tuple[str, Iterable[str], Callable[[str], object]]] = [
-        ("store", [layout.STORE_DOCUMENT], store_document),
-        ("reference", references.keys(), references.read),
-        ("metrics", segments.keys(), segments.read),
-        ("manifest", trash, repository.read),
-        ("forward", forwards, forward),
-    ]
-    for kind, keys, read in documents:
-        for key in keys:
-            try:
-                read(key)
-            except (ObjectNotFoundError, NotFoundError):  # deleted since the listing
-                continue
-            except CkptError as error:
-                yield Problem(kind, key, str(error))
+    for document in documents(repository, live=False):
+        fault = fault_of(document)
+        if fault is not None:
+            yield Problem(document.kind, document.key, str(fault))
