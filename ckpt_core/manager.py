@@ -61,9 +61,10 @@ class CheckpointManager(Library):
     they give way to it. `chunk_bytes` (8 MiB) and `digest` (`"sha256"`) are what a new store is made with, and
     hold for all of it. `compression`: `"zstd"` has what this manager writes compressed where that pays, which
     plain safetensors cannot read. `parity`: percent of a pack that can be healed where its bytes are lost; its
-    sidecar takes as much room. `exclusive`: nobody else may write to the experiment while this manager is open.
-    `on_save_error`: a failed save never stops training and does not show in the exit code (`report`), unless it
-    is to be raised at the end (`raise`) or at once (`stop`).
+    sidecar takes as much room. `mirror`: a path, a URL or a Store that follows this one, and is read where this
+    one fails; the store remembers it. `exclusive`: nobody else may write to the experiment while this manager is
+    open. `on_save_error`: a failed save never stops training and does not show in the exit code (`report`), unless
+    it is to be raised at the end (`raise`) or at once (`stop`).
 
     Use it in a `with` block or call `close`, which waits for pending saves. Thread-safe, but for `save`,
     which is for one thread at a time; a forked child must open a manager of its own. Raises UsageError,
@@ -89,6 +90,7 @@ class CheckpointManager(Library):
         digest: Algorithm | None = None,
         compression: Compression | None = None,
         parity: int = 0,
+        mirror: str | os.PathLike[str] | Store | None = None,
         exclusive: bool = False,
         on_save_error: OnSaveError = "report",
     ) -> None:
@@ -107,7 +109,9 @@ class CheckpointManager(Library):
         manager = HookManager(hooks)
         if save_policy is not None:
             manager.register_hook(SavePolicyHook(save_policy))
-        workspace = Workspace.open(root, catalog=catalog, create=True, chunk_bytes=chunk_bytes, digest=digest)
+        workspace = Workspace.open(
+            root, catalog=catalog, create=True, chunk_bytes=chunk_bytes, digest=digest, mirror=mirror
+        )
         workspace.index.connect()
         super().__init__(workspace, experiment, manager, metric, mode)
         try:

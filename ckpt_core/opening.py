@@ -32,6 +32,7 @@ class ManagerOptions(TypedDict, total=False):
     digest: Algorithm | None
     compression: Compression | None
     parity: int | None
+    mirror: str | os.PathLike[str] | Store | None
     exclusive: bool | None
     on_save_error: OnSaveError | None
 

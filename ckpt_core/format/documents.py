@@ -20,6 +20,8 @@ __all__ = [
     "Manifest",
     "MetricRow",
     "MetricSegment",
+    "MirrorDocument",
+    "MirrorNote",
     "PackRecord",
     "ParityDocument",
     "Reference",
@@ -209,3 +211,25 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     lock: str = ""
     checkpoint: Ulid | None = None
     packs: tuple[PackName, ...] = ()
+
+
+class MirrorDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """`mirror.json`: where the store's mirror is."""
+
+    format: int = FORMAT
+    url: Annotated[str, Meta(min_length=1, max_length=4096)]
+    created_at: Moment
+
+    def __post_init__(self) -> None:
+        clock.from_text(self.created_at)
+
+
+class MirrorNote(msgspec.Struct, frozen=True, kw_only=True):
+    """What was removed from the store while its mirror was out of reach."""
+
+    format: int = FORMAT
+    key: str
+    created_at: Moment
+
+    def __post_init__(self) -> None:
+        clock.from_text(self.created_at)

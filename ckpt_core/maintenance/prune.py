@@ -70,8 +70,11 @@ class PrunePlan:
         )  # fmt: skip
 
 
-def plan_prune(repository: Repository, *, orphan_seconds: float = ORPHAN_SECONDS) -> PrunePlan:
-    """Reads every manifest and lists what no live one needs. Changes nothing.
+def plan_prune(
+    repository: Repository, *, orphan_seconds: float = ORPHAN_SECONDS, rewrite: bool = True
+) -> PrunePlan:
+    """Reads every manifest and lists what no live one needs; without `rewrite`, half-dead packs stay as they are.
+    Changes nothing.
 
     Raises CorruptionError where a live manifest cannot be read: what it needs is then not known.
     """
@@ -87,7 +90,7 @@ def plan_prune(repository: Repository, *, orphan_seconds: float = ORPHAN_SECONDS
     let_go = _let_go(census, named)
     owners = {found.id for found in forgotten if found.id not in alive}
     needs = census.needs(census.sizes)
-    rewrites = _half_dead(repository, census, needs.chunks, claims)
+    rewrites = _half_dead(repository, census, needs.chunks, claims) if rewrite else []
     kept = _kept(census, rewrites)
     dead, young, claimed = [], [], []
     limit: float | None = None

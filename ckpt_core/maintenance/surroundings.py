@@ -33,7 +33,8 @@ _STALE_SECONDS = 24 * 3600.0  # as old as prune's sweep wants them
 _SKEW_SECONDS = 60.0
 _KNOWN = frozenset(
     {
-        "store.json",
+        layout.STORE_DOCUMENT,
+        layout.MIRROR_DOCUMENT,
         "catalog.db",
         "catalog.db-wal",
         "catalog.db-shm",

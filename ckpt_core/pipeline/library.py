@@ -9,7 +9,7 @@ from abc import ABC
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ckpt_core.errors import NotFoundError, UsageError
+from ckpt_core.errors import CkptError, NotFoundError, UsageError
 from ckpt_core.hooks import HookContext, HookEvent, HookManager
 from ckpt_core.maintenance.deletion import Pruned
 from ckpt_core.maintenance.prune import PrunePlan
@@ -43,6 +43,8 @@ class Library(ABC):  # noqa: B024 - abstract because it is only a part: Checkpoi
         self.mode: Mode = mode
         self.loaded: Checkpoint | None = None
         self._loader = StateLoader(workspace, hooks)
+        if workspace.mirror is not None:
+            workspace.mirror.spare.heard = self._tell_damage
 
     # -- finding ----------------------------------------------------------------------------------
 
@@ -189,6 +191,17 @@ class Library(ABC):  # noqa: B024 - abstract because it is only a part: Checkpoi
             facts = {"problems": report.problems, "damaged": report.damaged}
             self.hooks.fire(HookContext(HookEvent.CORRUPTION_FOUND, experiment=self.experiment, data=facts))
         return report
+
+    def _tell_damage(self, error: CkptError) -> None:
+        """Something was read from the mirror instead: whoever loads gets what was saved, and hears of it."""
+        mirror = self.workspace.mirror
+        assert mirror is not None
+        detail = {"error": str(error), "mirror": mirror.url}
+        self.workspace.index.tell(lambda catalog: catalog.record_check(None, "load", "damaged", detail))
+        facts = {"mirror": mirror.url, "key": error.facts.get("key")}
+        self.hooks.fire(
+            HookContext(HookEvent.CORRUPTION_FOUND, experiment=self.experiment, error=error, data=facts)
+        )
 
     def _candidates(self, ref: str) -> Iterator[Checkpoint]:
         return candidates(

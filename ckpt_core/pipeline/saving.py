@@ -67,6 +67,7 @@ class Saver:
     _base: Manifest | None = None
     _parent: str | None = None
     _swept: bool = False
+    _committed: Committed | None = None
     _protected: set[str] = field(default_factory=set)
 
     def begin(self, base: Manifest | None, parent: str | None) -> None:
@@ -123,7 +124,7 @@ class Saver:
             )
         self.flush_metrics()
         committed = self._commit(request, snapshot)
-        self._base, self._parent = committed.manifest, committed.manifest.id
+        self._base, self._parent, self._committed = committed.manifest, committed.manifest.id, committed
         checkpoint = committed.checkpoint(tags=self._tagged(request, committed.manifest.id))
         self.workspace.index.tell(lambda catalog: catalog.put_checkpoint(checkpoint, committed.packs))
         self.workspace.audit("save", checkpoint.id, "done", experiment=self.experiment, step=request.step)
@@ -176,6 +177,7 @@ class Saver:
             ("a hook on AFTER_SAVE failed", lambda: self._fire(HookEvent.AFTER_SAVE, request, checkpoint)),
             ("NEW_BEST could not be told", lambda: self._tell_best(request, checkpoint)),
             ("its parity could not be written", self._protect),
+            ("it could not be mirrored", self._follow),
             ("old checkpoints could not be deleted", lambda: self.retain(checkpoint)),
             ("leftovers could not be swept", self._sweep),
         )
@@ -184,6 +186,10 @@ class Saver:
                 part()
             except Exception as error:
                 self._note(request.step, what, error)
+
+    def _follow(self) -> None:
+        if self.workspace.mirror is not None and self._committed is not None:
+            self.workspace.mirror.follow(self._committed)
 
     def _protect(self) -> None:
         """Sidecars for the packs of the checkpoint just saved: its own, and older ones that have none yet."""

@@ -17,8 +17,9 @@ from ckpt_core.maintenance.reindex import ReindexReport
 from ckpt_core.maintenance.verify import Progress, VerifyReport, verify
 from ckpt_core.model import Checkpoint
 from ckpt_core.pipeline.index import Index
+from ckpt_core.pipeline.mirror import Mirror, mirror_of, remembered
 from ckpt_core.pipeline.resolve import check_tag
-from ckpt_core.repository import MetricSegments, References, Repository
+from ckpt_core.repository import MetricSegments, References, Repository, layout
 from ckpt_core.stores import LocalStore, Store, open_store
 
 __all__ = ["Workspace"]
@@ -30,10 +31,14 @@ _log = logging.getLogger("ckpt_core.pipeline")
 class Workspace:
     """A store with its repository, references, metric segments and catalog. Thread-safe."""
 
-    def __init__(self, repository: Repository, url: str, file: Path | None) -> None:
+    def __init__(
+        self, repository: Repository, url: str, file: Path | None, mirror: Mirror | None = None
+    ) -> None:
         self.repository = repository
-        self.references = References(repository.store)
-        self.segments = MetricSegments(repository.store)
+        self.mirror = mirror
+        noted = mirror.note if mirror is not None else None
+        self.references = References(repository.store, noted)
+        self.segments = MetricSegments(repository.store, noted)
         self.index = Index(repository, self.segments, url, file)
         self.marked = 0
         """How often a tag or pin was set or taken off here: who remembers them compares."""
@@ -49,16 +54,27 @@ class Workspace:
         create: bool = False,
         chunk_bytes: int | None = None,
         digest: str | None = None,
+        mirror: str | os.PathLike[str] | Store | None = None,
     ) -> Workspace:
         """Opens the store at a path or URL; `create` makes it where there is none.
 
         `catalog` is a SQLAlchemy URL; left out, the catalog is SQLite inside a local store. `chunk_bytes` and
-        `digest` are what a new store is made with. Raises NotFoundError (kind `store`), StoreError,
-        FormatError, CorruptionError; UsageError where the store that is there was made with others.
+        `digest` are what a new store is made with. `mirror`: the place of a second store that follows this one;
+        left out, the one that the store remembers. Raises NotFoundError (kind `store`), StoreError,
+        FormatError, CorruptionError; UsageError where the store that is there was made with others, or the
+        mirror is that of another.
         """
         store = open_store(root)
         url, file = (catalog, None) if catalog is not None else _default_catalog(store)
-        return cls(Repository.open(store, create=create, chunk_bytes=chunk_bytes, digest=digest), url, file)
+        second = None if mirror is None else mirror_of(store, mirror, create=create)
+        repository = Repository.open(store, create=create, chunk_bytes=chunk_bytes, digest=digest)
+        place = remembered(store) if second is None else second
+        link = None if place is None else Mirror(repository, place)
+        if link is not None:
+            repository.spare = link.spare
+            if second is not None:
+                link.remember()
+        return cls(repository, url, file, link)
 
     def tag(self, checkpoint: Checkpoint, tag: str) -> None:
         """Points a tag of the checkpoint's experiment to it. Durable when this returns. Raises UsageError."""
@@ -68,6 +84,7 @@ class Workspace:
     def untag(self, experiment: str, tag: str) -> None:
         """Removes a tag; one that is not there is no error."""
         self.references.remove_tag(experiment, tag)
+        self._removed([layout.reference_key(experiment, "tags", tag)])
         self._tell_marked(experiment)
 
     def pin(self, checkpoint: Checkpoint) -> None:
@@ -78,6 +95,7 @@ class Workspace:
     def unpin(self, checkpoint: Checkpoint) -> None:
         """Leaves a checkpoint to the retention policies again."""
         self.references.unpin(checkpoint.experiment, checkpoint.id)
+        self._removed([layout.reference_key(checkpoint.experiment, "pins", checkpoint.id)])
         self._tell_marked(checkpoint.experiment)
 
     def forget(self, checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
@@ -95,6 +113,7 @@ class Workspace:
                 gone.append(checkpoint)
         finally:
             if gone:
+                self._removed([checkpoint.key for checkpoint in gone])
                 self.index.tell(lambda catalog: catalog.forget_checkpoints([c.id for c in gone]))
             for checkpoint in gone:
                 facts = {"experiment": checkpoint.experiment, "step": checkpoint.step}
@@ -109,6 +128,7 @@ class Workspace:
         """Does what the plan says. Raises StoreError, CorruptionError."""
         with self._pruning:
             self._census = None
+            self._settle(plan)
             pruned = execute_prune(self.repository, plan)
         self.audit("prune", self.repository.store.url, "done", freed=pruned.freed, packs=pruned.packs)
         return pruned
@@ -140,6 +160,7 @@ class Workspace:
             if census is None:
                 census = Census.take(repository)
             plan = plan_reclaim(repository, census, forgotten, references)
+            self._settle(plan)
             try:
                 pruned = execute_prune(repository, plan, census=census, sweep=False)
             except StoreError as error:
@@ -182,6 +203,14 @@ class Workspace:
         """Adds to the audit trail of the catalog, if it is there."""
         self.index.tell(lambda catalog: catalog.audit(event, subject, outcome, detail))
 
+    def _removed(self, keys: Sequence[str]) -> None:
+        if self.mirror is not None:
+            self.mirror.removed(keys)
+
+    def _settle(self, plan: PrunePlan) -> None:
+        if self.mirror is not None:
+            self.mirror.settle(plan.manifests)
+
     def _tell_marked(self, experiment: str) -> None:
         self.marked += 1
         self.index.synchronise(experiment)
@@ -196,8 +225,10 @@ class Workspace:
         )
 
     def close(self) -> None:
-        """Closes the catalog and the store."""
+        """Closes the catalog, the mirror and the store."""
         self.index.close()
+        if self.mirror is not None:
+            self.mirror.close()
         self.repository.store.close()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 from urllib.parse import unquote
 
@@ -22,10 +22,14 @@ _log = logging.getLogger("ckpt_core.repository")
 
 
 class References:
-    """The tags and pins of a store. Every method may be called from any thread, and repeated."""
+    """The tags and pins of a store. Every method may be called from any thread, and repeated.
 
-    def __init__(self, store: Store) -> None:
+    `written` is told the key of each that was set.
+    """
+
+    def __init__(self, store: Store, written: Callable[[str], object] | None = None) -> None:
         self._store = store
+        self._written = written
 
     def set_tag(self, experiment: str, tag: str, checkpoint: str) -> None:
         """Points a tag of the experiment to a checkpoint, away from any other. Durable when this returns.
@@ -106,7 +110,10 @@ class References:
             checkpoint=checkpoint,
             created_at=clock.to_text(clock.now()),
         )
-        self._store.put(layout.reference_key(experiment, kind, name), seal(reference))
+        key = layout.reference_key(experiment, kind, name)
+        self._store.put(key, seal(reference))
+        if self._written is not None:
+            self._written(key)
 
 
 def _pin_by_key(key: str, experiment: str | None) -> Reference | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 from ckpt_core import clock
@@ -35,16 +35,22 @@ def _rows(points: Sequence[MetricPoint]) -> tuple[MetricRow, ...]:
 
 
 class MetricSegments:
-    """The metric series of a store. Every method may be called from any thread."""
+    """The metric series of a store. Every method may be called from any thread.
 
-    def __init__(self, store: Store) -> None:
+    `written` is told the key of each segment.
+    """
+
+    def __init__(self, store: Store, written: Callable[[str], object] | None = None) -> None:
         self._store = store
+        self._written = written
 
     def append(self, experiment: str, attempt: Attempt, points: Sequence[MetricPoint]) -> str:
         """Writes points durably as one new segment; returns its key. Raises StoreError."""
         segment = MetricSegment(experiment=experiment, attempt=attempt_to(attempt), rows=_rows(points))
         key = layout.segment_key(experiment, attempt.number)
         self._store.put_new(key, seal(segment))
+        if self._written is not None:
+            self._written(key)
         return key
 
     def keys(self, experiment: str | None = None) -> Iterator[str]:
