@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from ckpt_core.errors import StoreError as StoreError
     from ckpt_core.errors import UsageError as UsageError
     from ckpt_core.fitting import WeightsReport as WeightsReport
+    from ckpt_core.format.hashing import ChecksumCalculator as ChecksumCalculator
     from ckpt_core.hooks import BaseHook as BaseHook
     from ckpt_core.hooks import HookContext as HookContext
     from ckpt_core.hooks import HookEvent as HookEvent
     from ckpt_core.hooks import HookManager as HookManager
     from ckpt_core.hooks import HookPriority as HookPriority
     from ckpt_core.hooks import hook as hook
+    from ckpt_core.maintenance.integrity import IntegrityTracker as IntegrityTracker
+    from ckpt_core.maintenance.verify import CheckpointVerifier as CheckpointVerifier
     from ckpt_core.manager import CheckpointManager as CheckpointManager
     from ckpt_core.model import Attempt as Attempt
     from ckpt_core.model import Checkpoint as Checkpoint
@@ -59,6 +62,9 @@ _MODULES = {
         "NotFoundError", "SaveFailedError", "SaveNotDoneError", "StateError", "StateMismatchError", "StoreError",
         "UsageError",
     ),
+    "ckpt_core.format.hashing": ("ChecksumCalculator",),
+    "ckpt_core.maintenance.integrity": ("IntegrityTracker",),
+    "ckpt_core.maintenance.verify": ("CheckpointVerifier",),
     "ckpt_core.fitting": ("WeightsReport",),
     "ckpt_core.hooks": ("BaseHook", "HookContext", "HookEvent", "HookManager", "HookPriority", "hook"),
     "ckpt_core.manager": ("CheckpointManager",),

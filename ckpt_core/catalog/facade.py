@@ -12,7 +12,7 @@ from ckpt_core.catalog.audit import AuditEntry
 from ckpt_core.catalog.checkpoints import Entry
 from ckpt_core.catalog.engine import Database
 from ckpt_core.catalog.identities import IN_LIST, batches
-from ckpt_core.catalog.integrity import IntegrityCheck
+from ckpt_core.catalog.integrity import IntegrityCheck, PackCheck
 from ckpt_core.catalog.rebuild import Rebuild
 from ckpt_core.model import Attempt, Checkpoint, ExperimentSummary, MetricPoint
 
@@ -276,6 +276,18 @@ class Catalog:
         """Writes down what a verification found. The checkpoint need not be in the catalog."""
         with self._database.writing() as connection:
             integrity.record(connection, checkpoint_id, kind, outcome, detail or {}, bytes_checked)
+
+    def record_pack_check(
+        self, pack: str, outcome: str, bytes_checked: int, replaces: int | None = None
+    ) -> int:
+        """Writes down that every byte of a pack was read; returns the entry's id. `replaces`: that of its last."""
+        with self._database.writing() as connection:
+            return integrity.record_pack(connection, pack, outcome, bytes_checked, replaces)
+
+    def pack_checks(self) -> list[PackCheck]:
+        """When each pack was last read, the oldest first."""
+        with self._database.reading() as connection:
+            return integrity.pack_checks(connection)
 
     def checks(self, checkpoint_id: str | None = None, limit: int | None = None) -> list[IntegrityCheck]:
         """Verifications of one checkpoint, or all, the newest first."""

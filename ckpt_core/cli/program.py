@@ -30,7 +30,8 @@ COMMANDS = {
     "ls": "ls", "experiments": "experiments", "show": "show", "log": "log", "diff": "diff", "cat": "cat",
     "restore": "restore", "tag": "tag", "pin": "pins", "unpin": "pins", "forget": "forget", "prune": "prune",
     "verify": "verify", "stats": "stats", "doctor": "doctor", "reindex": "reindex",
-    "parity": "parity", "completion": "completion"}  # fmt: skip
+    "scrub": "scrub", "repair": "repair", "parity": "parity", "mirror": "mirror",
+    "completion": "completion"}  # fmt: skip
 """Our own commands, and the module under `commands/` that holds each, imported when it is called.
 
 Not entry points: to ask for these costs a look into every installed distribution.

@@ -74,12 +74,15 @@ class Census:
         """Packs, standing or not, that have parity."""
 
     @classmethod
-    def take(cls, repository: Repository) -> Self:
-        """Reads every manifest and lists all packs. Raises CorruptionError where a live manifest cannot be
-        read: what it needs is then not known."""
+    def take(cls, repository: Repository, keep: Iterable[str] = ()) -> Self:
+        """Reads every manifest and lists all packs. `keep`: forgotten ones that count all the same.
+
+        Raises CorruptionError where a live manifest cannot be read: what it needs is then not known.
+        """
         census = cls(repository)
         census.update(live_keys(repository))
-        census._keep_quarantined()
+        waiting = [found.key for found in repository.manifest_keys(quarantine=True)]
+        census._keep([*waiting, *keep])
         census.sizes.clear()  # the manifests say what stood when they were written; this is what stands now
         for info in repository.store.list(layout.PACKS):
             name = info.key.removeprefix(f"{layout.PACKS}/")
@@ -187,11 +190,12 @@ class Census:
             way.append(step)
         return way[1:] if past else way
 
-    def _keep_quarantined(self) -> None:
-        """What checkpoints in quarantine need is kept, as far as they can be read: they may be healed yet."""
-        for found in self._repository.manifest_keys(quarantine=True):
+    def _keep(self, keys: Iterable[str]) -> None:
+        """Counts manifests that are not live, as far as they can be read, as if they were: those in quarantine may
+        be healed yet."""
+        for key in keys:
             try:
-                self._count(self._repository.read(found.key).manifest, +1)
+                self._count(self._repository.read(key).manifest, +1)
             except StoreError:
                 raise
             except CkptError:

@@ -49,6 +49,7 @@ def examine(
         ("catalog", lambda: _catalog(manifests, open_catalog)),
         ("temporaries", lambda: surroundings.temporaries(repository)),
         ("trash", lambda: _trash(repository)),
+        ("quarantine", lambda: _quarantine(repository)),
         ("strangers", lambda: surroundings.strangers(repository)),
         ("verified", lambda: _verified(manifests, open_catalog)),
         ("versions", surroundings.versions),
@@ -244,6 +245,27 @@ def _trash(repository: Repository) -> Iterator[Finding]:
             "trash",
             f"{counted(count, 'forgotten checkpoint')} to be pruned",
             "`ckpt prune` reclaims their bytes",
+        )
+
+
+def _quarantine(repository: Repository) -> Iterator[Finding]:
+    waiting = [found.id for found in repository.manifest_keys(quarantine=True)]
+    objects = [info.key for info in repository.store.list(layout.QUARANTINE)]
+    left = [key for key in objects if key.startswith(f"{layout.HEALING}/")]
+    if len(objects) > len(left):
+        yield Finding(
+            "warning",
+            "quarantine",
+            f"{counted(len(objects) - len(left), 'object')} could not be healed, "
+            f"{counted(len(waiting), 'checkpoint')} of them",
+            "`ckpt repair --mirror PATH` heals from a copy of the store; `ckpt repair --discard` gives them up",
+        )
+    if left:
+        yield Finding(
+            "warning",
+            "quarantine",
+            f"a repair was interrupted and left {counted(len(left), 'file')}",
+            "`ckpt repair` removes them, and makes the repair again",
         )
 
 

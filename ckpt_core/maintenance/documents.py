@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ckpt_core import clock, ids
 from ckpt_core.errors import CkptError, CorruptionError, NotFoundError, ObjectNotFoundError
-from ckpt_core.format.documents import StoreDocument
+from ckpt_core.format.documents import MirrorDocument, StoreDocument
 from ckpt_core.format.pack import read_header
 from ckpt_core.format.sealed import seal, unseal
 from ckpt_core.maintenance.flips import LONGEST, unflip_sealed
@@ -45,7 +45,11 @@ def documents(repository: Repository, *, live: bool = True) -> Iterator[Document
     def forward(key: str) -> object:
         return repository.forward(key.removeprefix(f"{layout.PACKS}/").removesuffix(layout.FORWARD_SUFFIX))
 
+    def mirror_document(key: str) -> object:
+        return unseal(store.get(key, limit=_STORE_LIMIT), MirrorDocument, key)
+
     yield Document("store", layout.STORE_DOCUMENT, store_document)
+    yield Document("mirror", layout.MIRROR_DOCUMENT, mirror_document)
     for key in list(references.keys()):
         yield Document("reference", key, references.read)
     for key in list(segments.keys()):

@@ -216,9 +216,16 @@ class _Healing:
         place = f"{layout.HEALING}/{stage}/{self._name}"
         self._store.delete(place)
         with self._store.create(place) as writer:
-            fill(writer.write)
+            fill(self._alive(writer.write))
             writer.commit()
         return place
+
+    def _alive(self, write: Write) -> Write:
+        def written(offset: int, data: Buffer) -> None:
+            self._sources.alive()
+            write(offset, data)
+
+        return written
 
 
 class _Patched:

@@ -173,8 +173,9 @@ def sync(
     forgotten = [*status.forgotten, *(status.alone if delete else ())]
     forget_there(mirror, forgotten)
     removed = _remove_noted(repository, mirror)
-    in_trash = next(iter(mirror.manifest_keys(trash=True)), None) is not None
-    freed = _reclaim(repository, mirror) if in_trash or removed else 0
+    waiting = {found.key for found in repository.manifest_keys(trash=True)}
+    gone = any(found.key not in waiting for found in mirror.manifest_keys(trash=True))
+    freed = _reclaim(repository, mirror, waiting) if gone or removed else 0
     return Synced(
         packs=packs,
         bytes_copied=done,
@@ -351,12 +352,15 @@ def _remove_noted(repository: Repository, mirror: Repository) -> int:
     return len(noted)
 
 
-def _reclaim(repository: Repository, mirror: Repository) -> int:
-    """Frees what nothing on the mirror needs any more. Packs are rewritten in the store alone: the mirror gets
-    the new ones, and lets the old ones go when their forwarding serves all that is needed of them."""
+def _reclaim(repository: Repository, mirror: Repository, waiting: set[str]) -> int:
+    """Frees what nothing on the mirror needs any more, nor what waits in the trash of both stores.
+
+    Packs are rewritten in the store alone: the mirror gets the new ones, and lets the old ones go when their
+    forwarding serves all that is needed of them.
+    """
     freed = 0
     here = dict(packs_in(repository))
-    census = Census.take(mirror)
+    census = Census.take(mirror, waiting)
     needs = census.needs(census.sizes)
     for name, chunks in needs.chunks.items():
         rows = census.forwards.get(name, {})
@@ -365,4 +369,9 @@ def _reclaim(repository: Repository, mirror: Repository) -> int:
             mirror.store.delete(layout.pack_key(name))
             mirror.store.delete(layout.parity_key(name))
             freed += census.sizes[name]
-    return freed + execute_prune(mirror, plan_prune(mirror, rewrite=False)).freed
+    try:
+        return freed + execute_prune(mirror, plan_prune(mirror, rewrite=False, keep=waiting)).freed
+    except StoreError as error:
+        if error.kind != "locked":
+            raise
+        return freed  # whoever works there frees it

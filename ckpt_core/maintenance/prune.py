@@ -71,10 +71,15 @@ class PrunePlan:
 
 
 def plan_prune(
-    repository: Repository, *, orphan_seconds: float = ORPHAN_SECONDS, rewrite: bool = True
+    repository: Repository,
+    *,
+    orphan_seconds: float = ORPHAN_SECONDS,
+    rewrite: bool = True,
+    keep: Collection[str] = (),
 ) -> PrunePlan:
-    """Reads every manifest and lists what no live one needs; without `rewrite`, half-dead packs stay as they are.
-    Changes nothing.
+    """Reads every manifest and lists what no live one needs. Changes nothing.
+
+    Without `rewrite`, half-dead packs stay as they are. `keep`: keys in the trash of what is not yet to go.
 
     Raises CorruptionError where a live manifest cannot be read: what it needs is then not known.
     """
@@ -82,9 +87,9 @@ def plan_prune(
     # before manifests: a save gives its claim up when its manifest stands.
     references = list(References(repository.store).all())
     claims = repository.leases.claims()
-    forgotten = list(repository.manifest_keys(trash=True))
-    census = Census.take(repository)
-    alive = {_id_of(key) for key in census.keys}
+    forgotten = [found for found in repository.manifest_keys(trash=True) if found.key not in keep]
+    census = Census.take(repository, keep)
+    alive = {_id_of(key) for key in (*census.keys, *keep)}
     alive |= {found.id for found in repository.manifest_keys(quarantine=True)}
     named = _named(repository, [found.key for found in forgotten])
     let_go = _let_go(census, named)

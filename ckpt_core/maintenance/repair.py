@@ -8,19 +8,20 @@ again. Nothing here decides what a checkpoint needs: the manifests do.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from ckpt_core.errors import CkptError, MissingExtraError
 from ckpt_core.format.documents import PackRecord
 from ckpt_core.maintenance.census import packs_in
+from ckpt_core.maintenance.deletion import MAINTENANCE
 from ckpt_core.maintenance.documents import Document, documents, fault_of, heal_document, quarantine
 from ckpt_core.maintenance.healing import heal_pack
 from ckpt_core.maintenance.parity import carry_over, open_parity, protect
 from ckpt_core.maintenance.rescuing import Need, needs_of, rescue
 from ckpt_core.maintenance.sources import Source, Sources
 from ckpt_core.maintenance.verify import CheckpointVerifier, Progress, VerifyReport
-from ckpt_core.repository import Repository, layout
+from ckpt_core.repository import Leases, Repository, layout
 
 __all__ = ["Mended", "RepairReport", "discard_quarantine", "repair"]
 
@@ -67,7 +68,8 @@ def repair(
     """Reads every byte of a store and heals what is damaged: from other packs, the mirror, parity.
 
     `restore` are keys of documents that are lost here and stand on the mirror. With `dry_run` nothing is changed.
-    Raises StoreError where the store refuses to be read or written: what was done until then stays.
+    Raises StoreError where the store refuses to be read or written: what was done until then stays; or (kind
+    `locked`) where a prune or another repair is at work.
     """
     return _Repair(repository.alone(), mirror, dry_run).run(restore, progress)
 
@@ -82,14 +84,27 @@ class _Repair:
     hurt: set[str] = field(default_factory=set)
 
     def run(self, restore: Iterable[str], progress: Progress | None) -> RepairReport:
+        if self.dry_run:
+            return self._work(restore, progress, lambda: None)
+        with Leases(self.repository.store).hold("repair", lock=MAINTENANCE) as lease:
+            return self._work(restore, progress, lease.renew)
+
+    def _work(
+        self, restore: Iterable[str], progress: Progress | None, alive: Callable[[], object]
+    ) -> RepairReport:
+        def read(done: int, total: int) -> None:
+            alive()
+            if progress is not None:
+                progress(done, total)
+
         store = self.repository.store
         if not self.dry_run:
             for info in list(store.list(layout.HEALING)):  # a repair was killed
                 store.delete(info.key)
         restored = self._restore(restore)
         self._documents()
-        found = CheckpointVerifier(self.repository).verify(progress=progress)
-        sources = Sources(self.repository, self.mirror)
+        found = CheckpointVerifier(self.repository).verify(progress=read)
+        sources = Sources(self.repository, self.mirror, alive)
         damaged = sorted(self._damaged_packs(found))
         records = self._records(set(damaged))
         left = [name for name in damaged if not self._heal(sources, name, records.get(name))]

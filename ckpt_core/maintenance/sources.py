@@ -5,7 +5,7 @@ Whatever is found is proved by its digest before anybody gets it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -47,9 +47,15 @@ class Found:
 
 
 class Sources:
-    """Looks for chunks by their digest. Indexes the packs of a store when first asked for. One thread at a time."""
+    """Looks for chunks by their digest. Indexes the packs of a store when first asked for. One thread at a time.
 
-    def __init__(self, repository: Repository, mirror: Repository | None) -> None:
+    `alive` is called again and again while something is read or written.
+    """
+
+    def __init__(
+        self, repository: Repository, mirror: Repository | None, alive: Callable[[], object] = lambda: None
+    ) -> None:
+        self.alive = alive
         self.repository = repository
         self.mirror = mirror
         self.leaving: set[str] = set()
@@ -60,6 +66,7 @@ class Sources:
 
     def find(self, pack: str, chunk: StoredChunk) -> Found | None:
         """A chunk that should be in a pack, and is looked for everywhere but there."""
+        self.alive()
         own = Place(pack, chunk)
         for source, repository in self._stores():
             if source == "mirror" and (data := self._read(repository, own, chunk)) is not None:

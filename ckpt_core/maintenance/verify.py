@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import final
@@ -39,7 +39,7 @@ class Problem:
 class VerifyReport:
     """What a verification looked at and what it found. `damaged` are ids of checkpoints that do not load.
 
-    `read` are the packs whose data was read; `read_data` says whether these were all.
+    `sizes` are the packs whose data was read; `read_data` says whether these were all.
     """
 
     checkpoints: int
@@ -48,7 +48,12 @@ class VerifyReport:
     problems: tuple[Problem, ...]
     damaged: tuple[str, ...]
     read_data: bool
-    read: tuple[str, ...] = ()
+    sizes: Mapping[str, int] = field(default_factory=dict, repr=False)
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        """The packs whose data was read."""
+        return tuple(self.sizes)
 
     @property
     def ok(self) -> bool:
@@ -120,6 +125,28 @@ class CheckpointVerifier:
         self._clear()
         return self._run(None if keys is None else list(keys), read_data, packs, progress)
 
+    def check_pack(self, name: str, read: Callable[[int], object] = lambda count: None) -> bool | None:
+        """Whether every byte of a pack, and of its parity, is what was written; None where there is no such pack.
+
+        What it hurts is not looked for. `read` is told of some bytes at a time, and may wait. Raises
+        MissingExtraError.
+        """
+        algorithm = self._repository.document.digest
+        try:
+            with self._repository.store.open(layout.pack_key(name)) as reader:
+                header = read_header(reader.read, reader.size, name)
+                for group in groups(header.chunks):
+                    if check_group(reader.read, group, algorithm):
+                        return False
+                    read(sum(chunk.length for chunk in group))
+        except ObjectNotFoundError:
+            return None
+        except MissingExtraError:
+            raise
+        except CkptError:
+            return False
+        return next(_sidecars(self._repository, {name}, [name]), None) is None
+
     def _clear(self) -> None:
         self._packs: dict[str, _Pack] = {}
         self._forwards: dict[str, dict[int, tuple[str, int]]] = {}
@@ -164,7 +191,7 @@ class CheckpointVerifier:
             problems=problems,
             damaged=tuple(sorted({checkpoint for problem in problems for checkpoint in problem.checkpoints})),
             read_data=read_data and chosen is None,
-            read=tuple(sorted(read)),
+            sizes={name: self._packs[name].size for name in sorted(read)},
         )
 
     def _manifest(self, key: str, required: bool = False, *, again: bool = False) -> Manifest | None:
@@ -301,9 +328,11 @@ class CheckpointVerifier:
                 yield problem
 
 
-def _sidecars(repository: Repository, read: Collection[str]) -> Iterator[Problem]:
-    """Damage to parity, which hurts nobody as long as the packs are sound."""
-    for name in sidecars_in(repository):
+def _sidecars(
+    repository: Repository, read: Collection[str], names: Iterable[str] | None = None
+) -> Iterator[Problem]:
+    """Damage to parity (of these packs), which hurts nobody as long as the packs are sound."""
+    for name in sidecars_in(repository) if names is None else names:
         try:
             fault = check_sidecar(repository, name, read_data=name in read)
         except ObjectNotFoundError:  # deleted since the listing

@@ -165,6 +165,12 @@ class Index:
         """Brings the catalog in line with the store: what others committed or forgot, what it missed."""
         self._ask(lambda catalog: self._synchronise(catalog, experiment))
 
+    def recover(self) -> None:
+        """Looks again at what was found damaged: it may have been healed."""
+        with self._lock:
+            self._damaged.clear()
+        self.synchronise()
+
     def reindex(self) -> ReindexReport:
         """Builds the catalog anew. Raises CatalogError where it cannot be written."""
         return reindex(self._repository, self._segments, self.catalog())

@@ -13,6 +13,8 @@ from ckpt_core.errors import CkptError, NotFoundError, UsageError
 from ckpt_core.hooks import HookContext, HookEvent, HookManager
 from ckpt_core.maintenance.deletion import Pruned
 from ckpt_core.maintenance.prune import PrunePlan
+from ckpt_core.maintenance.repair import RepairReport
+from ckpt_core.maintenance.scrubbing import ScrubReport
 from ckpt_core.maintenance.verify import Progress, VerifyReport
 from ckpt_core.model import Checkpoint
 from ckpt_core.pipeline.fallback import LoadRequest, StateLoader
@@ -190,6 +192,30 @@ class Library(ABC):  # noqa: B024 - abstract because it is only a part: Checkpoi
         if not report.ok:
             facts = {"problems": report.problems, "damaged": report.damaged}
             self.hooks.fire(HookContext(HookEvent.CORRUPTION_FOUND, experiment=self.experiment, data=facts))
+        return report
+
+    def scrub(
+        self, *, rate: int | None = None, limit: int | None = None, seconds: float | None = None
+    ) -> ScrubReport:
+        """Reads and checks what was not for longest: at most `rate` bytes a second, `limit` bytes, `seconds`.
+
+        The next one goes on where this one ends. Damage is reported, not raised.
+        """
+        report = self.workspace.scrub(rate=rate, limit=limit, seconds=seconds)
+        if not report.ok:
+            facts = {"problems": report.problems, "damaged": report.damaged}
+            self.hooks.fire(HookContext(HookEvent.CORRUPTION_FOUND, experiment=self.experiment, data=facts))
+        return report
+
+    def repair(self, *, dry_run: bool = False) -> RepairReport:
+        """Heals what is damaged or lost in the store: from its other packs, the mirror, parity.
+
+        What cannot be healed is put in quarantine, with the checkpoints that need it; a later repair tries again.
+        """
+        report = self.workspace.repair(dry_run=dry_run)
+        if report.mended and not dry_run:
+            facts = {"mended": report.mended, "lost": report.lost, "returned": report.returned}
+            self.hooks.fire(HookContext(HookEvent.AFTER_REPAIR, experiment=self.experiment, data=facts))
         return report
 
     def _tell_damage(self, error: CkptError) -> None:

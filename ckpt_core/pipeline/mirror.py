@@ -194,6 +194,19 @@ class Mirror:
                 self._there = adopt(self._repository, open_store(self._place), create=begins)
             return self._there
 
+    def sync(self, *, delete: bool = False, progress: Callable[[int, int], None] | None = None) -> Synced:
+        """Brings it in line now; `delete` also forgets there what stands there alone. Raises as `open`."""
+        there = self.open()
+        with self._lock:
+            synced = sync(self._repository, there, delete=delete, progress=progress)
+            self._behind, self._purged = False, 0
+            self._waiting.clear()
+            return synced
+
+    def forget(self) -> None:
+        """Has the store not remember it any more."""
+        self._repository.store.delete(layout.MIRROR_DOCUMENT)
+
     def status(self) -> MirrorStatus:
         """How far it is behind. Raises as `open`."""
         return compare(self._repository, self.open())

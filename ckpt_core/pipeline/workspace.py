@@ -8,12 +8,18 @@ import threading
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from ckpt_core.errors import CorruptionError, NotFoundError, ObjectNotFoundError, StoreError
+from ckpt_core.errors import CkptError, CorruptionError, NotFoundError, ObjectNotFoundError, StoreError
 from ckpt_core.maintenance.census import Census
 from ckpt_core.maintenance.deletion import Pruned, execute_prune
+from ckpt_core.maintenance.documents import heal_store_document
+from ckpt_core.maintenance.integrity import IntegrityTracker
+from ckpt_core.maintenance.mirroring import adopt, alone
 from ckpt_core.maintenance.parity import Protected, check_percent, protect_all
 from ckpt_core.maintenance.prune import PrunePlan, plan_prune, plan_reclaim
 from ckpt_core.maintenance.reindex import ReindexReport
+from ckpt_core.maintenance.repair import RepairReport, discard_quarantine, repair
+from ckpt_core.maintenance.scrubbing import ScrubReport, portion, scrub
+from ckpt_core.maintenance.sources import Source
 from ckpt_core.maintenance.verify import Progress, VerifyReport, verify
 from ckpt_core.model import Checkpoint
 from ckpt_core.pipeline.index import Index
@@ -177,14 +183,117 @@ class Workspace:
         checkpoints: Sequence[Checkpoint] | None = None,
         *,
         read_data: bool = True,
+        share: float = 1.0,
         progress: Progress | None = None,
     ) -> VerifyReport:
-        """Checks these checkpoints, or every byte of the store. Damage is reported and recorded."""
+        """Checks these checkpoints, or every byte of the store. Damage is reported and recorded.
+
+        `share`: of all packs, those that make this share of the bytes are read, and of the rest the headers. It is
+        the turn of those not read for longest.
+        """
         keys = None if checkpoints is None else [c.key for c in checkpoints]
-        report = verify(self.repository, keys=keys, read_data=read_data, progress=progress)
+        tracker = self.tracker() if read_data and keys is None else None
+        packs = portion(self.repository, tracker, share) if tracker is not None and share < 1 else None
+        report = verify(self.repository, keys=keys, read_data=read_data, packs=packs, progress=progress)
+        if tracker is not None:
+            bad = {problem.key for problem in report.problems}
+            for name in report.read:
+                hurt = not bad.isdisjoint((layout.pack_key(name), layout.parity_key(name)))
+                tracker.record(name, "damaged" if hurt else "ok", report.sizes[name])
         for checkpoint in [None] if checkpoints is None else [c.id for c in checkpoints]:
             self._record(report, checkpoint)
         return report
+
+    def tracker(self) -> IntegrityTracker:
+        """What was checked when, as the catalog remembers it."""
+        return IntegrityTracker(self.index.catalog)
+
+    def scrub(
+        self,
+        *,
+        rate: int | None = None,
+        limit: int | None = None,
+        seconds: float | None = None,
+        progress: Progress | None = None,
+    ) -> ScrubReport:
+        """Reads and checks what was not for longest, as far as `limit` and `seconds` allow. See `scrub`."""
+        return scrub(
+            self.repository, self.tracker(), rate=rate, limit=limit, seconds=seconds, progress=progress
+        )
+
+    def repair(
+        self,
+        *,
+        dry_run: bool = False,
+        mirror: str | os.PathLike[str] | Store | None = None,
+        progress: Progress | None = None,
+    ) -> RepairReport:
+        """Heals what is damaged or lost; what cannot be healed is put in quarantine. `mirror`: in place of the one
+        that the store remembers. Raises StoreError; UsageError where the mirror is that of another store."""
+        there = self._source(mirror)
+        restore = alone(self.repository, there) if there is not None else []
+        with self._pruning:
+            self._census = None
+            report = repair(self.repository, there, restore=restore, dry_run=dry_run, progress=progress)
+        if not dry_run:
+            self.index.recover()
+            facts = {
+                "healed": len(report.mended),
+                "lost": list(report.lost),
+                "returned": list(report.returned),
+            }
+            self.audit("repair", self.repository.store.url, "done" if report.ok else "partly", **facts)
+        return report
+
+    def set_mirror(self, place: str | os.PathLike[str] | Store) -> Mirror:
+        """Begins a mirror at a place, which the store remembers. Raises UsageError, StoreError."""
+        link = Mirror(self.repository, mirror_of(self.repository.store, place, create=False))
+        link.open()
+        link.remember()
+        if self.mirror is not None:
+            self.mirror.close()
+        self.mirror, self.repository.spare = link, link.spare
+        self.audit("mirror-set", link.url, "done")
+        return link
+
+    def unset_mirror(self) -> str | None:
+        """Ends the mirroring; returns where the mirror was."""
+        link, self.mirror, self.repository.spare = self.mirror, None, None
+        if link is None:
+            return None
+        link.close()
+        link.forget()
+        self.audit("mirror-off", link.url, "done")
+        return link.url
+
+    def discard_quarantine(self) -> int:
+        """Gives up what is in quarantine; returns how many objects that were."""
+        count = discard_quarantine(self.repository)
+        self.audit("discard-quarantine", self.repository.store.url, "done", objects=count)
+        return count
+
+    @staticmethod
+    def mend_store(
+        root: str | os.PathLike[str] | Store, mirror: str | os.PathLike[str] | Store | None = None
+    ) -> Source | None:
+        """Heals `store.json` itself, without which nothing opens; None where nothing is wrong with it.
+
+        Raises CorruptionError where it cannot be healed.
+        """
+        store = open_store(root)
+        place = remembered(store) if mirror is None else mirror
+        return heal_store_document(store, None if place is None else open_store(place))
+
+    def _source(self, mirror: str | os.PathLike[str] | Store | None) -> Repository | None:
+        if mirror is not None:
+            return adopt(self.repository, open_store(mirror), create=False)
+        if self.mirror is None:
+            return None
+        try:
+            return self.mirror.open()
+        except CkptError as error:
+            _log.error("the mirror cannot help: %s", error)
+            return None
 
     def protect(self, percent: int) -> Protected:
         """Writes parity for every pack that has none. Raises UsageError, MissingExtraError, StoreError."""

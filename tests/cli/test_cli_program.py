@@ -33,6 +33,10 @@ CALLS = {
     "stats": ((), "stored_bytes"),
     "doctor": ((), "findings"),
     "reindex": ((), "checkpoints"),
+    "scrub": ((), "left"),
+    "repair": ((), "healed"),
+    "parity": ((), "packs"),
+    "mirror": (("off",), "url"),
     "completion": (("bash",), "script"),
 }
 

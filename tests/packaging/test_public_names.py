@@ -45,6 +45,10 @@ EXPECTED = {
     "KeepSpaced",
     "KeepTagged",
     "KeepWithinBytes",
+    # checking
+    "CheckpointVerifier",
+    "ChecksumCalculator",
+    "IntegrityTracker",
     # states
     "WeightsReport",
     "register_codec",

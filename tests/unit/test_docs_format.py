@@ -49,6 +49,8 @@ HEADINGS = {
     "Forward": "Forward",
     "ForwardRow": "Forward row",
     "ParityDocument": "Parity",
+    "MirrorDocument": "`mirror.json`",
+    "MirrorNote": "Mirror note",
     "Lease": "Lease",
 }
 
@@ -215,6 +217,7 @@ def test_every_object_of_a_store_is_in_the_list_and_of_every_kind_there_is_one(s
             found.setdefault(matching[0], []).append(key)
     # a crash in a prune, an upgrade of the catalog, a save that is running
     passing = {"trash/packs/<experiment>/<pack>", "backups/", "leases/<lease id>.json"}
+    passing |= {"trash/mirror/<key>", "quarantine/<key>", "quarantine/healing/", "mirror.json"}
     assert patterns.keys() - found.keys() == passing
     assert withdrawn_key("x").startswith("trash/packs/")
 
