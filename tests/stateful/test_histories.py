@@ -82,8 +82,9 @@ class Histories(RuleBasedStateMachine):
         if not hasattr(self, "actors"):
             return
         try:
+            for actor in self.actors.values():
+                actor.finish()
             for name in NAMES:
-                self.actors[name].finish()
                 self.look_at(name)
             self.check_the_end()
         finally:
@@ -241,6 +242,7 @@ def _eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prune_module, "_REWRITE_AT_LEAST", CHUNK)
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("machine", [Histories, HistoriesWithJumps])
 def test_whatever_the_history(machine: type[Histories]) -> None:
     seen.clear()

@@ -11,6 +11,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from ckpt_core.maintenance.census import packs_in
 from ckpt_core.maintenance.deletion import execute_prune
 from ckpt_core.maintenance.prune import plan_prune
@@ -21,6 +23,7 @@ SECONDS = 60 * float(os.environ.get("CKPT_TEST_MINUTES", "0.12"))
 SEED = os.environ.get("CKPT_TEST_SEED", "20261125")
 
 
+@pytest.mark.timeout(SECONDS + 300)
 def test_eight_processes_on_one_store(tmp_path: Path) -> None:
     root = tmp_path / "store"
     path = os.pathsep.join(each for each in sys.path if each)
