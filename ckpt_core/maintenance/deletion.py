@@ -64,6 +64,7 @@ class _Execution:
         self._out: dict[str, int] = dict(plan.withdrawn)  # taken out of circulation -> bytes that this frees
         self._moved: dict[str, set[int]] = {}
         self._claimed = False
+        self._needed: set[str] = set()  # packs whose forwarding manifests need that came since the plan
 
     def run(self, sweep: bool) -> Pruned:
         plan = self._plan
@@ -74,7 +75,7 @@ class _Execution:
                 self._take_out(name, dead)
         for name, size in plan.packs:
             self._take_out(name, size)
-        if self._out:
+        if self._out or plan.forwards:
             try:
                 self._look_again()
                 self._refuse_if_late()
@@ -94,7 +95,7 @@ class _Execution:
         manifests = () if self._claimed else plan.manifests
         for key in manifests:
             self._store.delete(key)
-        for name in plan.forwards:
+        for name in [name for name in plan.forwards if name not in self._needed]:
             self._store.delete(layout.forward_key(name))
             if self._census is not None:
                 self._census.forwards.pop(name, None)
@@ -171,8 +172,20 @@ class _Execution:
                 for name, offset, _ in chunks_of(manifest):
                     if name in self._out and offset not in self._moved.get(name, ()):
                         self._put_back(name)
+                self._keep_forwards({pack.name for pack in manifest.packs})
         if any(is_rewritten(name) and name not in self._moved for name in self._out):
             self._look_for_forwards()
+
+    def _keep_forwards(self, names: set[str]) -> None:
+        """Keeps the forwardings that lead on from these packs, and puts back those that they lead to: another
+        prune may have rewritten them before the plan saw who names them."""
+        while names:
+            documents = {name: self._repository.forward(name) for name in names - self._needed}
+            led_on = {name: document for name, document in documents.items() if document is not None}
+            self._needed |= led_on.keys()
+            names = {row.pack for document in led_on.values() for row in document.rows}
+            for target in [name for name in names if name in self._out and name not in self._moved]:
+                self._put_back(target)
 
     def _look_for_forwards(self) -> None:
         """The same for packs that another prune has just filled: they are named by a forwarding alone."""

@@ -271,3 +271,32 @@ def test_an_interrupted_rewrite_that_lacks_what_is_needed_is_not_used() -> None:
     np.testing.assert_array_equal(load(repository, third.key)["w"], big(*range(6)))
     np.testing.assert_array_equal(load(repository, second.key)["w"], big(*range(4), *range(100, 112)))
     assert verify(repository).ok
+
+
+@pytest.mark.parametrize("orphan_seconds", [-1, 3600])
+def test_what_another_prune_rewrote_for_a_save_that_the_plan_does_not_know_is_kept(
+    monkeypatch: pytest.MonkeyPatch, orphan_seconds: float
+) -> None:
+    """Between the plan's listing of manifests and that of packs, a save names an old pack whose first owner goes,
+    and another prune rewrites it. Neither the new pack nor the forwarding to it may go."""
+    monkeypatch.setattr("ckpt_core.maintenance.prune._REWRITE_AT_LEAST", CHUNK)
+    store = ScriptedStore(MemoryStore())
+    repository = new_repository(store)
+    others = Repository.open(store.inner)
+    first = commit(repository, {"w": rows(1, 2, 3, 4, 5)}, 1)
+    saved: list[Committed] = []
+
+    def act() -> None:
+        saved.append(commit(others, {"w": rows(3)}, 2, first.manifest))
+        others.forget(first.key)
+        assert prune(others).rewritten == 1
+
+    store.once(lambda operation, key, when: (operation, key) == ("open", first.key), act)
+    plan = plan_prune(repository, orphan_seconds=orphan_seconds)
+    assert store.done
+    assert plan.forwards, "the plan does not know that anybody needs the forwarding"
+    execute_prune(repository, plan)
+    assert load(others, saved[0].key)["w"].tolist() == rows(3).tolist()
+    assert verify(others).ok
+    prune(others)
+    assert load(others, saved[0].key)["w"].tolist() == rows(3).tolist()
