@@ -28,7 +28,7 @@ KERAS := keras-jax,keras-torch,keras-tensorflow
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo exact histories test lint types test-core test-wheel test-lean test-adapters $(FRAMEWORKS) \
+.PHONY: help setup demo exact bits fuzz histories test lint types test-core test-wheel test-lean test-adapters $(FRAMEWORKS) \
 	test-keras-jax test-keras-torch test-keras-tensorflow test-snippets format clean
 
 help: ## list the targets
@@ -87,6 +87,12 @@ exact: $(READY) ## kill every adapter's training and the frameworks' own at six 
 histories: $(READY) ## ten thousand histories of writers, readers and prunes; 8 processes on one store for a minute
 	CKPT_TEST_HISTORIES=10000 CKPT_TEST_MINUTES=1 "$(BIN)/pytest" -q -s tests/stateful/test_histories.py \
 		tests/stateful/test_many_processes.py $(PYTEST_ARGS)
+
+bits: $(READY) ## flip every bit of a small store, and heal it with parity and with a mirror (half an hour)
+	CKPT_ALL_BITS=1 $(PYTEST) -q -rP -o timeout=0 tests/crash/test_repair_bits.py -k every_bit $(PYTEST_ARGS)
+
+fuzz: $(READY) ## a million hostile inputs for each parser (an hour)
+	CKPT_FUZZ=1000000 $(PYTEST) -q -rP -o timeout=0 tests/crash/test_fuzz.py -k refused $(PYTEST_ARGS)
 
 format: $(READY) ## let ruff format and fix
 	"$(BIN)/ruff" check --fix

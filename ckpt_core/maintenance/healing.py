@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from ckpt_core.format.pack import PackHeader, StoredChunk, read_header
 from ckpt_core.format.parity import Parity, Write, rebuild, require
 from ckpt_core.maintenance.chunks import Read, damaged_chunks, groups
 from ckpt_core.maintenance.flips import LONGEST, unflip
-from ckpt_core.maintenance.parity import open_parity
+from ckpt_core.maintenance.parity import open_parity, open_sidecar
 from ckpt_core.maintenance.sources import Source, Sources, tolerant
 from ckpt_core.model import Buffer
 from ckpt_core.repository import layout
@@ -104,6 +104,9 @@ class _Healing:
                 )
         self._store.move(finished, self._key)
         self._store.delete(layout.quarantine_key(self._key))
+        side_key = layout.parity_key(self._name)
+        with suppress(ObjectNotFoundError):
+            self._store.move(layout.quarantine_key(side_key), side_key)
         self._sources.changed()
         return Healed(tuple(dict.fromkeys(self._used)), left)
 
@@ -111,8 +114,8 @@ class _Healing:
 
     def _sidecar(self) -> tuple[ObjectReader | None, Parity | None]:
         try:
-            side = self._stack.enter_context(self._store.open(layout.parity_key(self._name)))
-            return side, open_parity(side, self._name)
+            side = open_sidecar(self._repository, self._name, self._stack)
+            return side, None if side is None else open_parity(side, self._name)
         except CkptError as error:
             _log.debug("no parity of %s: %s", self._name, error)
             return None, None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from ckpt_core.errors import CkptError, CorruptionError, ObjectExistsError, ObjectNotFoundError, UsageError
@@ -21,6 +21,7 @@ __all__ = [
     "check_percent",
     "check_sidecar",
     "open_parity",
+    "open_sidecar",
     "protect",
     "protect_all",
     "sidecars_in",
@@ -119,12 +120,23 @@ def carry_over(repository: Repository, name: str, target: str) -> None:
     """Gives the pack that another was rewritten to a sidecar, if that one has. Never fails: what is missing
     is written by the next save or `ckpt parity`."""
     try:
-        if repository.store.exists(layout.parity_key(name)):
-            with repository.store.open(layout.parity_key(name)) as side:
-                percent = open_parity(side, name).document.percent
-            protect(repository, target, percent)
+        with ExitStack() as stack:
+            side = open_sidecar(repository, name, stack)
+            if side is None:
+                return
+            percent = open_parity(side, name).document.percent
+        protect(repository, target, percent)
     except CkptError as error:
         _log.warning("pack %s has no parity for now: %s", target, error)
+
+
+def open_sidecar(repository: Repository, name: str, stack: ExitStack) -> ObjectReader | None:
+    """The sidecar of a pack, in its place or in quarantine; None where there is none. Raises StoreError."""
+    key = layout.parity_key(name)
+    for place in (key, layout.quarantine_key(key)):
+        with suppress(ObjectNotFoundError):
+            return stack.enter_context(repository.store.open(place))
+    return None
 
 
 def open_parity(side: ObjectReader, name: str) -> Parity:

@@ -11,13 +11,13 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from ckpt_core.errors import CkptError, MissingExtraError
+from ckpt_core.errors import CkptError, CorruptionError, MissingExtraError, ObjectNotFoundError
 from ckpt_core.format.documents import PackRecord
 from ckpt_core.maintenance.census import packs_in
 from ckpt_core.maintenance.deletion import MAINTENANCE
 from ckpt_core.maintenance.documents import Document, documents, fault_of, heal_document, quarantine
 from ckpt_core.maintenance.healing import heal_pack
-from ckpt_core.maintenance.parity import carry_over, open_parity, protect
+from ckpt_core.maintenance.parity import carry_over, check_sidecar, open_parity, protect
 from ckpt_core.maintenance.rescuing import Need, needs_of, rescue
 from ckpt_core.maintenance.sources import Source, Sources
 from ckpt_core.maintenance.verify import CheckpointVerifier, Progress, VerifyReport
@@ -112,7 +112,7 @@ class _Repair:
         needs = needs_of(self.repository, set(left))
         for name in left:
             self._give_up(sources, name, needs[name])
-        self._sidecars(found)
+        self._sidecars(set(damaged) - set(left), found)
         self._quarantine_hurt()
         returned = self._return() + restored
         waiting = {key.id for key in self.repository.manifest_keys(quarantine=True)} | self.hurt
@@ -201,25 +201,22 @@ class _Repair:
         self.quarantined.append(layout.quarantine_key(key))
         _log.error("pack %s cannot be healed: %d of its chunks that are needed are lost", name, len(lost))
 
-    def _sidecars(self, found: VerifyReport) -> None:
+    def _sidecars(self, healed: set[str], found: VerifyReport) -> None:
         """Parity that is damaged is computed anew, from packs that are whole (again)."""
-        store = self.repository.store
-        for problem in found.problems:
-            if problem.kind != "parity":
-                continue
-            stem = problem.key.removeprefix(f"{layout.PACKS}/").removesuffix(layout.PARITY_SUFFIX)
-            name = f"{stem}.safetensors"
-            if not store.exists(layout.pack_key(name)):
-                continue
+        for name in sorted(healed | {_pack_of(p.key) for p in found.problems if p.kind == "parity"}):
+            key = layout.parity_key(name)
             try:
+                if check_sidecar(self.repository, name, read_data=True) is None:
+                    continue
                 if not self.dry_run:
                     protect(self.repository, name, self._percent(name), replace=True)
-                self.mended.append(Mended(problem.key, ("store",)))
+                self.mended.append(Mended(key, ("store",)))
+            except ObjectNotFoundError:  # it has no parity, or there is no pack
+                continue
             except MissingExtraError as error:
-                _log.error("%s stays damaged: %s", problem.key, error)
-            except CkptError as error:
-                _log.error("%s stays damaged: %s", problem.key, error)
-                self.quarantined.append(problem.key)
+                _log.error("%s stays damaged: %s", key, error)
+            except CorruptionError as error:  # of the pack, which cannot be healed
+                _log.error("%s stays damaged: %s", key, error)
 
     def _percent(self, name: str) -> int:
         try:
@@ -252,6 +249,12 @@ class _Repair:
                 self.repository.store.move(found.key, found.key.removeprefix(f"{layout.QUARANTINE}/"))
             returned.append(found.id)
         return returned
+
+
+def _pack_of(key: str) -> str:
+    """The pack that a sidecar is of."""
+    stem = key.removeprefix(f"{layout.PACKS}/").removesuffix(layout.PARITY_SUFFIX)
+    return f"{stem}.safetensors"
 
 
 def _still_damaged(repository: Repository, key: str) -> bool:

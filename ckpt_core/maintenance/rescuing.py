@@ -101,8 +101,9 @@ def rescue(sources: Sources, name: str, needs: Mapping[int, Need], *, dry_run: b
         merged = older | rows
         forward = Forward(pack=name, rows=tuple(merged[offset] for offset in sorted(merged)))
         store.put(layout.forward_key(name), seal(forward))
-    with suppress(ObjectNotFoundError):
-        store.move(layout.pack_key(name), layout.quarantine_key(layout.pack_key(name)))
+    for key in (layout.pack_key(name), layout.parity_key(name)):
+        with suppress(ObjectNotFoundError):
+            store.move(key, layout.quarantine_key(key))
     sources.changed()
     return set(needs) - rows.keys()
 

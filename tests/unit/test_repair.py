@@ -426,6 +426,35 @@ def test_discarding_what_is_in_quarantine(
     assert verify(repository).ok
 
 
+@pytest.mark.parametrize("source", ["parity", "mirror", "nothing"])
+def test_compressed_chunks(store: ScriptedStore, source: str) -> None:
+    """Stored bytes heal like any others; what is intact moves as it is, and what loads is what was saved."""
+    repository = new_repository(store, 80 << 10)
+    chance = np.random.default_rng(1)
+    states: list[dict[str, Any]] = [{name: chance.normal(0, 1, 40_000).astype("f4") for name in "ab"}]
+    states.append(states[0] | {"b": chance.normal(0, 1, 40_000).astype("f4")})
+    with CheckpointManager(
+        store, experiment="x", compression="zstd", parity=10 * (source == "parity")
+    ) as manager:
+        made = [manager.save(state, step=step, wait=True).result() for step, state in enumerate(states)]
+    manifest = repository.read(made[0].key).manifest
+    assert manifest.format == 2
+    mirror = Repository.open(copy_of(store)) if source == "mirror" else None
+    before = contents(store)
+    pack = layout.pack_key(manifest.packs[0].name)
+    chunk = manifest.tensors[1].shards[0].chunks[0]
+    flip(store, pack, chunk.offset + 40, 300)
+    report = repair(repository, mirror)
+    if source == "nothing":
+        assert report.lost == (made[0].id,)
+        assert verify(repository).ok
+    else:
+        assert only(report) == (pack, (source,))
+        assert contents(store) == before
+        assert same(load(repository, made[0].key), states[0])
+    assert same(load(repository, made[1].key, verify="lazy"), states[1])
+
+
 # -- in the midst of it ---------------------------------------------------------------------------
 
 
