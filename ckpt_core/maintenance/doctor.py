@@ -24,6 +24,7 @@ from ckpt_core.repository import References, Repository, layout
 
 if TYPE_CHECKING:
     from ckpt_core.catalog import Catalog
+    from ckpt_core.maintenance.mirroring import MirrorStatus
 
 __all__ = ["examine"]
 
@@ -31,9 +32,12 @@ _VERIFY_DAYS = 30
 
 
 def examine(
-    repository: Repository, references: References, open_catalog: Callable[[], Catalog]
+    repository: Repository,
+    references: References,
+    open_catalog: Callable[[], Catalog],
+    mirror: Callable[[], MirrorStatus] | None = None,
 ) -> list[Finding]:
-    """Every check, in a fixed order; a check that itself fails is a finding."""
+    """Every check, in a fixed order; a check that itself fails is a finding. `mirror` compares it with the store."""
     found: list[Finding] = []
     manifests = _Manifests(repository)
     checks: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (
@@ -49,6 +53,7 @@ def examine(
         ("catalog", lambda: _catalog(manifests, open_catalog)),
         ("temporaries", lambda: surroundings.temporaries(repository)),
         ("trash", lambda: _trash(repository)),
+        ("mirror", lambda: _mirror(mirror)),
         ("quarantine", lambda: _quarantine(repository)),
         ("strangers", lambda: surroundings.strangers(repository)),
         ("verified", lambda: _verified(manifests, open_catalog)),
@@ -246,6 +251,34 @@ def _trash(repository: Repository) -> Iterator[Finding]:
             f"{counted(count, 'forgotten checkpoint')} to be pruned",
             "`ckpt prune` reclaims their bytes",
         )
+
+
+def _mirror(compare: Callable[[], MirrorStatus] | None) -> Iterator[Finding]:
+    if compare is None:
+        return
+    try:
+        status = compare()
+    except CkptError as error:
+        advice = "bring it back, or `ckpt mirror off`; saves make up for what it misses"
+        yield Finding("warning", "mirror", f"it is out of reach: {error}", advice)
+        return
+    if status.behind:
+        yield Finding(
+            "warning",
+            "mirror",
+            f"{status.url} lacks {counted(len(status.checkpoints), 'checkpoint')} and "
+            f"{counted(len(status.packs), 'pack')}, and has {len(status.forgotten)} that were forgotten",
+            "the next save brings it in line, or `ckpt mirror sync`",
+        )
+    if status.alone:
+        yield Finding(
+            "warning",
+            "mirror",
+            f"{counted(len(status.alone), 'checkpoint')} stand on {status.url} alone",
+            "`ckpt repair` brings them back, `ckpt mirror sync --delete` forgets them there",
+        )
+    if not status.behind and not status.alone:
+        yield Finding("ok", "mirror", f"{status.url}, in line by names and sizes")
 
 
 def _quarantine(repository: Repository) -> Iterator[Finding]:

@@ -310,15 +310,19 @@ def note_forgotten(repository: Repository, keys: Iterable[str]) -> None:
 
 
 def forget_there(mirror: Repository, keys: Iterable[str]) -> int:
-    """Forgets checkpoints on the mirror, and removes tags and pins there; returns how many. Raises StoreError."""
+    """Forgets checkpoints on the mirror, and removes tags and pins there; returns how many. Raises StoreError.
+
+    Any other key is passed over: it may come from the name of a file.
+    """
     count = 0
     for key in keys:
         count += 1
-        if layout.parse_manifest_key(key) is None:
+        parsed = layout.parse_manifest_key(key)
+        if parsed is not None and key.startswith(f"{layout.MANIFESTS}/"):
+            with suppress(ObjectNotFoundError):
+                mirror.forget(key)
+        elif layout.parse_reference_key(key) is not None:
             mirror.store.delete(key)
-            continue
-        with suppress(ObjectNotFoundError):
-            mirror.forget(key)
     return count
 
 

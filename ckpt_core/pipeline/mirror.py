@@ -106,7 +106,8 @@ class Mirror:
         self._there: Repository | None = None
         self._known: set[str] = set()  # packs that stand there
         self._waiting: set[str] = set()  # keys of small documents that are to be copied
-        self._behind = True
+        self._compared = False  # whether this process knows what stands there
+        self._behind = False
         self._purged = 0
         self._away = False
         self._quiet_until = 0.0
@@ -131,7 +132,7 @@ class Mirror:
         """Copies a checkpoint that was just committed, and what else is new. Raises CorruptionError where what is
         to be copied is damaged."""
         with self._lock:
-            if self._behind:
+            if self._behind or not self._compared:
                 self.catch_up()
             else:
                 self._ask(lambda there: self._copy(there, committed))
@@ -144,7 +145,7 @@ class Mirror:
             if synced is None:
                 self._waiting |= waiting
                 return None
-            self._behind, self._purged = False, 0
+            self._compared, self._behind, self._purged = True, False, 0
             if synced.packs or synced.checkpoints or synced.forgotten:
                 _log.info(
                     "the mirror %s caught up: %d packs, %d checkpoints, %d forgotten",
@@ -199,7 +200,7 @@ class Mirror:
         there = self.open()
         with self._lock:
             synced = sync(self._repository, there, delete=delete, progress=progress)
-            self._behind, self._purged = False, 0
+            self._compared, self._behind, self._purged = True, False, 0
             self._waiting.clear()
             return synced
 

@@ -187,10 +187,17 @@ def test_a_mirror_from_its_beginning_to_its_end(ckpt: Call, store: Path, tmp_pat
     assert ckpt("ls", "-q", at=second).out == ckpt("ls", "-q").out
     next(second.glob("packs/mnist/*.safetensors")).unlink()
     next(second.glob("checkpoints/mnist/*.json")).unlink()
+    told = [f for f in ckpt("doctor", "--json").data["findings"] if f["check"] == "mirror"]
+    assert ["lacks 1 checkpoint and 1 pack" in f["message"] for f in told] == [True]
     answer = ckpt("mirror")
     assert (answer.code, "lacks 1 checkpoint" in answer.out, "lacks 1 pack" in answer.out) == (3, True, True)
     assert ckpt("mirror", "sync").code == 0
     assert ckpt("mirror").code == 0
+    assert "in line" in ckpt("doctor").out
+    second.rename(tmp_path / "away")
+    assert "out of reach" in ckpt("doctor").out
+    assert ckpt("mirror").code == 1
+    (tmp_path / "away").rename(second)
     assert ckpt("mirror", "off").code == 0
     assert ckpt("mirror").code == 1
     assert "no mirror" in ckpt("mirror", "off").out

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ckpt_core import CheckpointManager, CorruptionError, HookEvent, KeepLast, StoreError, UsageError
+from ckpt_core import CheckpointManager, CorruptionError, HookEvent, KeepLast, StoreError, UsageError, clock
+from ckpt_core.format.documents import MirrorDocument
+from ckpt_core.format.sealed import seal
 from ckpt_core.maintenance.mirroring import alone, compare, sync
 from ckpt_core.maintenance.repair import repair
 from ckpt_core.maintenance.verify import verify
@@ -136,6 +138,55 @@ def test_a_remembered_mirror_that_is_gone_is_not_begun_anew(tmp_path: Path) -> N
     assert not (tmp_path / "two").exists()
     fill(LocalStore(tmp_path / "one"), LocalStore(tmp_path / "two"), range(3, 4))
     assert contents(LocalStore(tmp_path / "two")) == contents(LocalStore(tmp_path / "one"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "nowhere://x",
+        "x",
+        "../two",
+        "file:relative",
+        "file:///nonexistent/place",
+        "memory://",
+        "\x1b[2J",
+        "s3://bucket",
+        "x" * 4000,
+    ],
+)
+def test_a_store_that_says_nonsense_of_its_mirror(tmp_path: Path, url: str) -> None:
+    fill(LocalStore(tmp_path / "one"), None, range(1, 2))
+    document = MirrorDocument(url=url, created_at=clock.to_text(clock.now()))
+    LocalStore(tmp_path / "one").put(layout.MIRROR_DOCUMENT, seal(document))
+    before = sorted(path.name for path in tmp_path.iterdir())
+    fill(LocalStore(tmp_path / "one"), None, range(2, 4), retention=[KeepLast(2)])
+    with CheckpointManager(tmp_path / "one", experiment="x") as manager:
+        assert same(manager.load("latest"), state_of(3))
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"not a document", b'{"format":1,"url":"file:///"}'])
+def test_a_damaged_mirror_document_is_no_obstacle(tmp_path: Path, data: bytes) -> None:
+    fill(LocalStore(tmp_path / "one"), LocalStore(tmp_path / "two"), range(1, 2))
+    LocalStore(tmp_path / "one").put(layout.MIRROR_DOCUMENT, data)
+    fill(LocalStore(tmp_path / "one"), None, range(2, 3))
+    with CheckpointManager(tmp_path / "one", experiment="x") as manager:
+        assert any(problem.kind == "mirror" for problem in manager.verify().problems)
+        assert manager.repair().quarantined == (layout.quarantine_key(layout.MIRROR_DOCUMENT),)
+        assert manager.verify().ok
+
+
+@pytest.mark.parametrize("key", ["packs", "store.json", "trash/x"])
+def test_a_note_that_names_what_no_mirror_loses_is_passed_over(
+    first: MemoryStore, second: ScriptedStore, key: str
+) -> None:
+    fill(first, second)
+    before = contents(second)
+    name = next(key for key in before if key.startswith("packs/")) if key == "packs" else key
+    first._objects[f"trash/mirror/{name}"] = (b"", 0.0)
+    sync(Repository.open(first), Repository.open(second))
+    assert contents(second) == before
+    assert second.exists("store.json")
 
 
 # -- what is deleted ------------------------------------------------------------------------------

@@ -25,7 +25,8 @@ def doctor(call: Call) -> int:
     from ckpt_core.maintenance.doctor import examine
 
     workspace = call.workspace
-    found = examine(workspace.repository, workspace.references, workspace.index.catalog)
+    mirror = None if workspace.mirror is None else workspace.mirror.status
+    found = examine(workspace.repository, workspace.references, workspace.index.catalog, mirror)
     bad = [finding for finding in found if finding.level in ("warning", "error")]
     data = {
         "ok": not bad,
