@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks import machine, plots, report
@@ -21,13 +21,13 @@ ROOT = Path(__file__).parents[1]
 GROUPS = (
     "save",
     "stall",
-    "training",
     "load",
     "dedup",
     "compression",
     "memory",
     "catalog",
     "startup",
+    "training",
     "growth",
 )
 WITHOUT_TORCH = ("compression", "catalog", "startup")
@@ -45,21 +45,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     warnings.filterwarnings("ignore")  # of the neighbours
     work = Path(tempfile.mkdtemp(prefix="ckpt-benchmarks-", dir=options.work)).resolve()
+    absent = plots.missing()
+
+    def write(results: Results) -> None:
+        report.write_json(results, out / "results.json")
+        text = report.page(results, [] if absent else plots.draw(results, images))
+        if whole:
+            report.put_between(text, ROOT / "docs" / "performance.md")
+        else:
+            (out / "measured.md").write_text(text + "\n", "utf-8")
+
     try:
-        results = _measure(groups, Settings(options.quick, rounds, work))
+        results = _measure(groups, Settings(options.quick, rounds, work), write)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     print(report.table(results))
-    report.write_json(results, out / "results.json")
-    absent = plots.missing()
-    drawn = [] if absent else plots.draw(results, images)
     if absent:
         print(absent)
-    text = report.page(results, drawn)
-    if whole:
-        report.put_between(text, ROOT / "docs" / "performance.md")
-    else:
-        (out / "measured.md").write_text(text + "\n", "utf-8")
     return 0
 
 
@@ -82,7 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _measure(groups: Sequence[str], settings: Settings) -> Results:
+def _measure(groups: Sequence[str], settings: Settings, write: Callable[[Results], None]) -> Results:
+    """`write` is called after each group: a run that is interrupted leaves what it has measured."""
     results = Results()
     began = datetime.datetime.now(datetime.UTC)
     load = machine.load_average()
@@ -100,8 +103,9 @@ def _measure(groups: Sequence[str], settings: Settings) -> Results:
             results.not_measured(name, f"the group {name}", "PyTorch is not installed: pip install torch")
             continue
         importlib.import_module(f"benchmarks.{name}").run(settings, results)
-    results.facts["seconds"] = round(time.monotonic() - begin, 1)
-    results.facts["load_average"] = [load, machine.load_average()]
+        results.facts["seconds"] = round(time.monotonic() - begin, 1)
+        results.facts["load_average"] = [load, machine.load_average()]
+        write(results)
     return results
 
 

@@ -31,8 +31,8 @@ __all__ = ["run"]
 STRAIGHT = Goal("growth", "<=", 1.15)
 OPERATIONS = ("save", "load", "verify", "ls", "prune")
 RETAINED = "save with a deletion"
-LONGEST = 300.0  # seconds: when one point took that long, the next, ten times larger, is left out
-ENOUGH = 60.0  # seconds: a point whose one round takes so long needs no other
+LONGEST = 90.0  # seconds: when one point took that long, the next, ten times larger, is left out
+ENOUGH = 20.0  # seconds: a point whose one round takes so long needs no other
 SHORTEST = 0.02  # a piece of a line whose end takes less says more of the machine than of us
 
 Point = dict[str, list[float]]
