@@ -123,6 +123,12 @@ def _read(fd: int, offset: int, out: Buffer, flags: int = 0) -> int:
     return done
 
 
+def _write(fd: int, offset: int, view: memoryview) -> None:
+    while view.nbytes:
+        count = os.pwrite(fd, view, offset)
+        view, offset = view[count:], offset + count
+
+
 class FileWriter(ObjectWriter):
     """A temporary file beside its final name. Owns two descriptors: the file's and (from its making on) the
     folder's.
@@ -134,6 +140,8 @@ class FileWriter(ObjectWriter):
     def __init__(self, path: Path, key: str, folder: int, blocks: BlockPool | None = None) -> None:
         self._blocks = blocks
         self._stream: BlockStream | None = None
+        self._held: list[memoryview] = []
+        self._held_at = self._held_end = 0
         self._path = path
         self._key = key
         self._folder = folder
@@ -150,23 +158,46 @@ class FileWriter(ObjectWriter):
         if not view.nbytes:
             return
         with translated(self._path, self._key):
-            if self._blocks is not None and self._stream is None and view.nbytes >= _DIRECT:
-                self._begin_stream(offset, self._blocks)
+            if self._blocks is not None and self._hold(offset, view):
+                if self._held_end - self._held_at >= _DIRECT:
+                    self._begin_stream()
+                return
             if self._stream is not None and offset == self._stream.position:
                 self._stream.write(view)
                 return
-            if self._stream is not None:
-                self._end_stream()
-            while view.nbytes:
-                count = os.pwrite(self._fd, view, offset)
-                view, offset = view[count:], offset + count
+            self._end_stream()
+            _write(self._fd, offset, view)
 
-    def _begin_stream(self, offset: int, blocks: BlockPool) -> None:
+    def _hold(self, offset: int, view: memoryview) -> bool:
+        """Keeps the first bytes until it is known whether there are many; False where they are not the next."""
+        if not self._held and offset % ALIGN == 0:
+            self._held_at = self._held_end = offset
+        elif not self._held or offset != self._held_end:
+            return False
+        self._held.append(view if view.nbytes >= _DIRECT else memoryview(bytes(view)))
+        self._held_end += view.nbytes
+        return True
+
+    def _begin_stream(self) -> None:
+        blocks, self._blocks = self._blocks, None
+        assert blocks is not None
+        if go_direct(self._fd):
+            self._stream = BlockStream(self._fd, self._held_at, blocks)
+            held, self._held = self._held, []
+            for view in held:
+                self._stream.write(view)
+        else:
+            self._write_held()
+
+    def _write_held(self) -> None:
         self._blocks = None
-        if offset % ALIGN == 0 and go_direct(self._fd):
-            self._stream = BlockStream(self._fd, offset, blocks)
+        held, self._held = self._held, []
+        for view in held:
+            _write(self._fd, self._held_at, view)
+            self._held_at += view.nbytes
 
     def _end_stream(self) -> None:
+        self._write_held()
         stream, self._stream = self._stream, None
         if stream is not None:
             try:
@@ -200,6 +231,7 @@ class FileWriter(ObjectWriter):
         self._close()
 
     def discard(self) -> None:
+        self._held = []
         if self._stream is not None:
             self._stream.abandon()
             self._stream = None

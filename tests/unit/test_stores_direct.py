@@ -220,6 +220,28 @@ def test_a_large_object_whether_the_file_system_takes_direct_writes_or_not(
         assert (reader.read(ALIGN + 77, BLOCK) == NOISE[77 : BLOCK + 77]).all()
 
 
+@pytest.mark.parametrize("sizes", [[4, BLOCK], [100 << 10] * 5, [4], [4, 8]])
+def test_what_begins_with_little_may_yet_be_large(
+    tmp_path: Path, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams: list[int] = []
+    original = files.go_direct
+    monkeypatch.setattr(files, "go_direct", lambda fd: (streams.append(fd), original(fd))[1])
+    store = LocalStore(tmp_path / "store")
+    with store.create("a/k") as writer:
+        end = ALIGN
+        for size in sizes:
+            piece = bytearray(NOISE[end - ALIGN : end - ALIGN + size].tobytes())
+            writer.write(end, piece)
+            if size < BLOCK:
+                piece[:] = bytes(size)  # of what is small, a copy was made
+            end += size
+        writer.write(0, b"h" * ALIGN)
+        writer.commit()
+    assert store.get("a/k") == b"h" * ALIGN + NOISE[: end - ALIGN].tobytes()
+    assert len(streams) == (sum(sizes) >= files._DIRECT)
+
+
 def test_a_file_system_that_knows_no_direct_writes_is_no_error(
     fd: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
