@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -108,15 +109,21 @@ class ChunkReader:
         Raises CorruptionError at the first chunk that is not what was written; what the buffers hold
         then is not data.
         """
-        jobs = [job for index, out in wanted for job in self._jobs(index, 0, out.nbytes, out)]
-        if sum(out.nbytes for _, _, out in jobs) < _PARALLEL:
+        self._run([job for index, out in wanted for job in self._jobs(index, 0, out.nbytes, out)])
+
+    def _run(self, jobs: list[tuple[int, int, Buffer]]) -> None:
+        total = sum(out.nbytes for _, _, out in jobs)
+        if total < _PARALLEL:
             for job in jobs:
                 self._read_chunk(*job)
             return
         # Each thread holds a compressed chunk as it is stored, beside what it becomes.
         threads = _THREADS if self.manifest.format == FORMAT else min(_THREADS, _EXPANDING)
-        with ThreadPoolExecutor(threads, thread_name_prefix="ckpt-read") as pool:
-            futures = [pool.submit(self._read_group, group) for group in _groups(jobs)]
+        few = total < threads * self.manifest.chunk_bytes  # then each chunk is read by several, too
+        with ExitStack() as stack:
+            pool = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="ckpt-read"))
+            ahead = stack.enter_context(ThreadPoolExecutor(threads, "ckpt-ahead")) if few else None
+            futures = [pool.submit(self._read_group, group, ahead) for group in _groups(jobs)]
             try:
                 for future in futures:
                     future.result()
@@ -135,8 +142,7 @@ class ChunkReader:
         first = begin if self._verify == "off" else begin // chunk_bytes * chunk_bytes
         last = end if self._verify == "off" else min(-(-end // chunk_bytes) * chunk_bytes, size)
         out = np.empty(last - first, np.uint8)
-        for job in self._jobs(index, first, last, out):
-            self._read_chunk(*job)
+        self._run(list(self._jobs(index, first, last, out)))
         return out[begin - first : end - first]
 
     def check_headers(self, indices: Iterable[int] | None = None) -> None:
@@ -179,13 +185,13 @@ class ChunkReader:
             yield index, position, out[position - begin : stop - begin]
             position = stop
 
-    def _read_group(self, group: Sequence[tuple[int, int, Buffer]]) -> None:
+    def _read_group(self, group: Sequence[tuple[int, int, Buffer]], ahead: Executor | None) -> None:
         for job in group:
-            self._read_chunk(*job)
+            self._read_chunk(*job, ahead)
 
-    def _read_chunk(self, index: int, position: int, out: Buffer) -> None:
+    def _read_chunk(self, index: int, position: int, out: Buffer, ahead: Executor | None = None) -> None:
         try:
-            self._read_own(index, position, out)
+            self._read_own(index, position, out, ahead)
         except (CorruptionError, NotFoundError, StoreError) as error:
             self._instead(error, lambda reader: reader._read_own(index, position, out))
 
@@ -204,19 +210,21 @@ class ChunkReader:
 
         spare.instead(error, there)
 
-    def _read_own(self, index: int, position: int, out: Buffer) -> None:
+    def _read_own(self, index: int, position: int, out: Buffer, ahead: Executor | None = None) -> None:
         number = position // self.manifest.chunk_bytes
         chunk = self.manifest.tensors[index].shards[0].chunks[number]
         for _ in range(_LOOKS):
             pack, offset = self._locate(chunk)
             try:
-                self._read_at(pack, offset, index, position, out)
+                self._read_at(pack, offset, index, position, out, ahead)
                 return
             except ObjectNotFoundError:  # an open object does not outlive its deletion in every store
                 self._look_anew(pack)
         raise self._missing(pack, f"pack {pack} is missing from the store")
 
-    def _read_at(self, pack: str, offset: int, index: int, position: int, out: Buffer) -> None:
+    def _read_at(
+        self, pack: str, offset: int, index: int, position: int, out: Buffer, ahead: Executor | None
+    ) -> None:
         number, skipped = divmod(position, self.manifest.chunk_bytes)
         shard = self.manifest.tensors[index].shards[0]
         chunk, stored = shard.chunks[number], shard.stored_length(number)
@@ -226,7 +234,7 @@ class ChunkReader:
             whole = self._expanded(reader.read(offset, stored), stored, index, number, out, facts)
             digest = "" if self._verify == "off" else digest_of(whole, self._algorithm)
         else:
-            whole, digest = out, self._read_pieces(reader, offset + skipped, out, facts)
+            whole, digest = out, self._read_pieces(reader, offset + skipped, out, facts, ahead)
         if self._verify != "off" and digest != chunk.digest:
             raise self._corrupt(
                 "digest", f"the bytes at {offset} of pack {pack} are not those that were written", **facts
@@ -234,18 +242,26 @@ class ChunkReader:
         if whole is not out:
             out[:] = whole[skipped : skipped + out.nbytes]
 
-    def _read_pieces(self, reader: ObjectReader, begin: int, out: Buffer, facts: dict[str, Any]) -> str:
-        """Fills `out`, in pieces that end where a page of the file does; the digest of all, if it is wanted."""
+    def _read_pieces(
+        self, reader: ObjectReader, begin: int, out: Buffer, facts: dict[str, Any], ahead: Executor | None
+    ) -> str:
+        """Fills `out`, in pieces that end where a page of the file does; the digest of all, if it is wanted.
+
+        Where there is somebody to read `ahead`, a piece is hashed while the next ones are being read.
+        """
         if out.nbytes <= _SMALL:
             if reader.read_into(begin, out) != out.nbytes:
                 raise self._truncated(facts)
             return "" if self._verify == "off" else digest_of(out, self._algorithm)
-        hasher, end = Hasher(self._algorithm), 0
-        while end < out.nbytes:
-            piece = out[end : end + _PIECE - (begin + end) % _PIECE]
-            if reader.read_into(begin + end, piece) != piece.nbytes:
+        starts = [0, *range(_PIECE - begin % _PIECE, out.nbytes, _PIECE)]
+        pieces = [out[start:end] for start, end in pairwise([*starts, out.nbytes])]
+        counts = (map if ahead is None else ahead.map)(
+            reader.read_into, [begin + start for start in starts], pieces
+        )
+        hasher = Hasher(self._algorithm)
+        for piece, count in zip(pieces, counts, strict=True):
+            if count != piece.nbytes:
                 raise self._truncated(facts)
-            end += piece.nbytes
             if self._verify != "off":
                 hasher.update(piece)
         return hasher.digest()

@@ -23,7 +23,7 @@ Staging = Literal["copy", "lazy"]
 forward and backward run."""
 
 _log = logging.getLogger("ckpt_core.torch")
-_SAMPLES = 8
+_SAMPLES = 2
 _DENSE = (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
 
 
