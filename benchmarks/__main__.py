@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import machine, plots, report
+from benchmarks import earlier, machine, plots, report
 from benchmarks.results import Results, Settings
 
 ROOT = Path(__file__).parents[1]
@@ -37,9 +37,11 @@ PARTIAL = ROOT / "build" / "benchmarks"
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 when everything ran, whatever the figures say."""
     options = _parser().parse_args(arguments)
-    groups = [name for name in GROUPS if options.only is None or name in options.only]
+    chosen = options.again or options.only
+    groups = [name for name in GROUPS if chosen is None or name in chosen]
     rounds = options.rounds or (1 if options.quick else 5)
     whole = not options.quick and options.only is None and options.out is None
+    before = earlier.read(ROOT / "benchmarks" / "results.json") if options.again else None
     out = ROOT / "benchmarks" if whole else options.out or PARTIAL
     images = ROOT / "docs" / "img" if whole else out / "img"
     out.mkdir(parents=True, exist_ok=True)
@@ -48,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     absent = plots.missing()
 
     def write(results: Results) -> None:
+        if before is not None:
+            results = earlier.put_in(before, results, GROUPS)
         report.write_json(results, out / "results.json")
         text = report.page(results, [] if absent else plots.draw(results, images))
         if whole:
@@ -77,6 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--only", action="append", choices=GROUPS, metavar="GROUP",
                         help=f"one of {', '.join(GROUPS)}; may be repeated")  # fmt: skip
+    parser.add_argument("--again", action="append", choices=GROUPS, metavar="GROUP",
+                        help="this group alone, in the place of what the last whole run found")  # fmt: skip
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds of each race (5; 1 with --quick)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where results.json, measured.md and img/ go")
     parser.add_argument("--work", type=Path, metavar="DIR",

@@ -170,6 +170,11 @@ def page(results: Results, images: Sequence[str]) -> str:
         "",
         ", ".join(f"{name} {version}" for name, version in facts["versions"].items()) + ".",
         "",
+        *(
+            f"Measured again on {of['date'][:10]}, {of['options']['rounds']} rounds, load {of['load_average'][0]}: "
+            f"{name}.\n"
+            for name, of in facts.get("again", {}).items()
+        ),
         *(f"**{said}**\n" for said in warnings(results)),
         "| | figure | ours | fastest neighbour | limit | value | goal | met |",
         "|---|---|---|---|---|---|---|---|",

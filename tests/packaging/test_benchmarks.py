@@ -179,6 +179,32 @@ def test_what_has_no_figure_does_not_meet_its_goal(load: Any) -> None:
     assert results.rows[0].met is False
 
 
+def test_a_group_measured_again_takes_the_place_of_what_was_found(load: Any, tmp_path: Path) -> None:
+    module, timing, report, earlier = load("results"), load("timing"), load("report"), load("earlier")
+
+    def found(groups: list[str], seconds: float) -> Any:
+        results = module.Results(facts={"date": f"{seconds}", "load_average": [0.1, 0.2], "options": {}})
+        for group in groups:
+            samples = timing.Samples("ours", values=[seconds] * 3)
+            results.race(group, "race", {"ours": samples, "absent": timing.Samples("absent", problem="why")})
+            goal = module.Goal("P0", "<=", 1000.0, "× state")
+            results.against_limit(
+                group, "figure", samples, timing.Samples("raw", values=[1.0]), goal, times=True
+            )
+            results.curves.append(module.Curve(group, "line", "x", "y", ((1.0, seconds),)))
+        return results
+
+    report.write_json(found(["save", "load"], 2.0), tmp_path / "results.json")
+    first = earlier.read(tmp_path / "results.json")
+    assert report.as_json(first) == report.as_json(found(["save", "load"], 2.0))
+    both = earlier.put_in(first, found(["save"], 5.0), ("save", "load"))
+    assert [(row.group, row.value) for row in both.rows] == [("save", 5.0), ("load", 2.0)]
+    assert [(race[0], race[2][0].values[0]) for race in both.races] == [("save", 5.0), ("load", 2.0)]
+    assert {curve.plot: curve.points[0][1] for curve in both.curves} == {"save": 5.0, "load": 2.0}
+    assert both.facts["date"] == "2.0"
+    assert both.facts["again"]["save"]["date"] == "5.0"
+
+
 def test_the_page_gets_its_measured_part(load: Any, tmp_path: Path) -> None:
     report = load("report")
     page = tmp_path / "page.md"
