@@ -107,7 +107,7 @@ def _of_state(state: State, settings: Settings) -> Point:
             evict(folder)
             _take(point, "verify", partial(manager.verify, "latest"))
             _take(point, "ls", partial(_ls, folder))
-            manager.forget("latest")
+            manager.forget("latest", grace=0)
             _take(point, "prune", manager.prune)
             state.step()
             if _enough(point):
@@ -137,7 +137,7 @@ def _of_store(count: int, settings: Settings) -> Point:
             )
             _take(point, "load", manager.load)
             _take(point, "ls", partial(_ls, folder))
-            manager.forget("latest")
+            manager.forget("latest", grace=0)
             _take(point, "prune", manager.prune)
             _take(point, "verify", manager.verify)
         state.step()
@@ -160,7 +160,7 @@ def _retain(point: Point, folder: Path, state: State, settings: Settings) -> Non
             if number >= 3:
                 point[RETAINED].append(seconds)
             state.step()
-        manager.forget("latest")
+        manager.forget("latest", grace=0)
         manager.prune()
 
 

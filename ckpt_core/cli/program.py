@@ -28,7 +28,8 @@ GROUP = "ckpt_core.commands"
 
 COMMANDS = {
     "ls": "ls", "experiments": "experiments", "show": "show", "log": "log", "diff": "diff", "cat": "cat",
-    "restore": "restore", "tag": "tag", "pin": "pins", "unpin": "pins", "forget": "forget", "prune": "prune",
+    "restore": "restore", "tag": "tag", "pin": "pins", "unpin": "pins", "forget": "forget",
+    "undelete": "undelete", "prune": "prune",
     "verify": "verify", "stats": "stats", "doctor": "doctor", "reindex": "reindex",
     "scrub": "scrub", "repair": "repair", "parity": "parity", "mirror": "mirror",
     "completion": "completion"}  # fmt: skip

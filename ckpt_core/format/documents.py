@@ -16,6 +16,7 @@ __all__ = [
     "Chunk",
     "Forward",
     "ForwardRow",
+    "Grace",
     "Lease",
     "Manifest",
     "MetricRow",
@@ -233,3 +234,11 @@ class MirrorNote(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         clock.from_text(self.created_at)
+
+
+class Grace(msgspec.Struct, frozen=True, kw_only=True):
+    """How long after it was forgotten a checkpoint can be brought back, and who forgot it."""
+
+    format: int = FORMAT
+    seconds: Annotated[float, Meta(ge=0, le=1e12)]
+    by: str

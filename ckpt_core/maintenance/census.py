@@ -75,14 +75,13 @@ class Census:
 
     @classmethod
     def take(cls, repository: Repository, keep: Iterable[str] = ()) -> Self:
-        """Reads every manifest and lists all packs. `keep`: forgotten ones that count all the same.
+        """Reads every manifest and lists all packs. `keep`: keys of forgotten ones that count all the same.
 
         Raises CorruptionError where a live manifest cannot be read: what it needs is then not known.
         """
         census = cls(repository)
-        census.update(live_keys(repository))
-        waiting = [found.key for found in repository.manifest_keys(quarantine=True)]
-        census._keep([*waiting, *keep])
+        census.update([*live_keys(repository), *keep])
+        census._keep_quarantined()
         census.sizes.clear()  # the manifests say what stood when they were written; this is what stands now
         for info in repository.store.list(layout.PACKS):
             name = info.key.removeprefix(f"{layout.PACKS}/")
@@ -101,7 +100,7 @@ class Census:
         was counted is gone for good; then only a new census can tell."""
         standing = set(keys)
         for key in sorted(self.keys - standing):
-            self._count(self._repository.read(layout.trash_key(key)).manifest, -1)
+            self._count(self._moved(key), -1)
             self.keys.discard(key)
         for key in sorted(standing - self.keys):
             try:
@@ -111,6 +110,8 @@ class Census:
             except StoreError:
                 raise
             except CkptError as error:
+                if key.startswith(layout.TRASH):  # it cannot be brought back anyway
+                    continue
                 raise CorruptionError(
                     f"nothing can be pruned, as it is not known what the damaged manifest {key} needs: "
                     f"put it back from a backup, or delete that file, then prune again ({error})",
@@ -190,10 +191,18 @@ class Census:
             way.append(step)
         return way[1:] if past else way
 
-    def _keep(self, keys: Iterable[str]) -> None:
-        """Counts manifests that are not live, as far as they can be read, as if they were: those in quarantine may
-        be healed yet."""
-        for key in keys:
+    def _moved(self, key: str) -> Manifest:
+        """A manifest that was forgotten, or that is no longer kept, or that was brought back."""
+        if not key.startswith(layout.TRASH):
+            return self._repository.read(layout.trash_key(key)).manifest
+        try:
+            return self._repository.read(key).manifest
+        except NotFoundError:
+            return self._repository.read(layout.live_key(key)).manifest
+
+    def _keep_quarantined(self) -> None:
+        """What checkpoints in quarantine need is kept, as far as they can be read: they may be healed yet."""
+        for key in [found.key for found in self._repository.manifest_keys(quarantine=True)]:
             try:
                 self._count(self._repository.read(key).manifest, +1)
             except StoreError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 
 from ckpt_core.errors import CkptError, CorruptionError, NotFoundError, ObjectNotFoundError, StoreError
 from ckpt_core.maintenance.census import Census, chunks_of, live_keys
@@ -95,6 +96,8 @@ class _Execution:
         manifests = () if self._claimed else plan.manifests
         for key in manifests:
             self._store.delete(key)
+        for key in plan.spent:
+            self._repository.trash.drop(key)
         for name in [name for name in plan.forwards if name not in self._needed]:
             self._store.delete(layout.forward_key(name))
             if self._census is not None:
@@ -163,12 +166,17 @@ class _Execution:
         for name in [name for name in self._out if name in claims]:
             self._claimed = True
             self._put_back(name)
-        for key in live_keys(self._repository, self._plan.seen):
+        granted = () if self._plan.now else self._repository.trash.granted()
+        for key in chain(live_keys(self._repository, self._plan.seen), granted):
             if key not in self._plan.seen:
                 try:
                     manifest = self._repository.read(key).manifest
                 except NotFoundError:
                     continue
+                except CorruptionError:
+                    if key not in granted:
+                        raise
+                    continue  # it cannot be brought back anyway
                 for name, offset, _ in chunks_of(manifest):
                     if name in self._out and offset not in self._moved.get(name, ()):
                         self._put_back(name)

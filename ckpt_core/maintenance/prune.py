@@ -39,6 +39,12 @@ class PrunePlan:
     """Keys of tags and pins whose checkpoint is gone for good."""
     young: tuple[str, ...] = ()
     """Packs that nothing names and that are too young to be deleted."""
+    granted: tuple[tuple[str, float], ...] = ()
+    """(key, seconds) of forgotten manifests that can be brought back for so long: their bytes stay."""
+    spent: tuple[str, ...] = ()
+    """Keys of forgotten manifests, there or not, whose notes of grace have no more to say."""
+    now: bool = False
+    """Whether no grace is given."""
     claimed: tuple[str, ...] = ()
     """Packs that nothing names and that a save may be about to name: it holds a lease."""
     restores: tuple[str, ...] = ()
@@ -66,7 +72,7 @@ class PrunePlan:
         """Whether there is nothing to do."""
         return not (
             self.manifests or self.rewrites or self.packs or self.forwards or self.references or self.restores
-            or self.withdrawn or self.sidecars
+            or self.withdrawn or self.spent or self.sidecars
         )  # fmt: skip
 
 
@@ -76,10 +82,12 @@ def plan_prune(
     orphan_seconds: float = ORPHAN_SECONDS,
     rewrite: bool = True,
     keep: Collection[str] = (),
+    now: bool = False,
 ) -> PrunePlan:
     """Reads every manifest and lists what no live one needs. Changes nothing.
 
     Without `rewrite`, half-dead packs stay as they are. `keep`: keys in the trash of what is not yet to go.
+    Nor do forgotten checkpoints go that can be brought back, unless all are to go `now`.
 
     Raises CorruptionError where a live manifest cannot be read: what it needs is then not known.
     """
@@ -87,9 +95,11 @@ def plan_prune(
     # before manifests: a save gives its claim up when its manifest stands.
     references = list(References(repository.store).all())
     claims = repository.leases.claims()
-    forgotten = [found for found in repository.manifest_keys(trash=True) if found.key not in keep]
-    census = Census.take(repository, keep)
-    alive = {_id_of(key) for key in (*census.keys, *keep)}
+    granted = repository.trash.granted()
+    waiting = {*keep, *(() if now else granted)}
+    forgotten = [found for found in repository.manifest_keys(trash=True) if found.key not in waiting]
+    census = Census.take(repository, waiting)
+    alive = {_id_of(key) for key in (*census.keys, *waiting)}
     alive |= {found.id for found in repository.manifest_keys(quarantine=True)}
     named = _named(repository, [found.key for found in forgotten])
     let_go = _let_go(census, named)
@@ -119,6 +129,9 @@ def plan_prune(
         references=tuple(key for key, reference in references if reference.checkpoint not in alive),
         young=tuple(young),
         claimed=tuple(claimed),
+        granted=tuple((key, left) for key, left in granted.items() if key in census.keys),
+        spent=(*repository.trash.spent(), *(granted if now else ())),
+        now=now,
         restores=tuple(sorted(name for name in census.withdrawn if name in needs.missing or name in claims)),
         withdrawn=_left_withdrawn(census, needs, claims),
         sidecars=tuple(sorted(_without_packs(census))),

@@ -17,11 +17,12 @@ from ckpt_core.maintenance.repair import RepairReport
 from ckpt_core.maintenance.scrubbing import ScrubReport
 from ckpt_core.maintenance.verify import Progress, VerifyReport
 from ckpt_core.model import Checkpoint
+from ckpt_core.pipeline import undo
 from ckpt_core.pipeline.fallback import LoadRequest, StateLoader
 from ckpt_core.pipeline.opened import CheckpointReader
-from ckpt_core.pipeline.resolve import Mode, candidates, newest_lineage, split_reference
+from ckpt_core.pipeline.resolve import Mode, candidates, choose_forgotten, newest_lineage, split_reference
 from ckpt_core.pipeline.workspace import Workspace
-from ckpt_core.repository import Verify
+from ckpt_core.repository import GRACE_SECONDS, Verify
 from ckpt_core.tree import registry
 
 __all__ = ["Library"]
@@ -157,8 +158,9 @@ class Library(ABC):  # noqa: B024 - abstract because it is only a part: Checkpoi
 
     # -- maintenance ------------------------------------------------------------------------------
 
-    def forget(self, ref: str) -> Checkpoint:
-        """Drops a checkpoint: it is no longer listed or loaded. `prune` reclaims its bytes.
+    def forget(self, ref: str, *, grace: float = GRACE_SECONDS) -> Checkpoint:
+        """Drops a checkpoint: it is no longer listed or loaded. `prune` reclaims its bytes, but not for `grace`
+        seconds (a day): for so long `undelete` brings it back.
 
         Raises NotFoundError; UsageError (kind `vetoed`) where a hook keeps it.
         """
@@ -170,14 +172,28 @@ class Library(ABC):  # noqa: B024 - abstract because it is only a part: Checkpoi
         outcome = self.hooks.fire(HookContext(HookEvent.BEFORE_DELETE, **facts))
         if outcome.vetoed:
             raise UsageError(f"not forgotten: {'; '.join(outcome.reasons)}", kind="vetoed")
-        if not self.workspace.forget([checkpoint]):
+        if not self.workspace.forget([checkpoint], grace=grace):
             raise NotFoundError(f"checkpoint {checkpoint.id} was forgotten meanwhile", reference=ref)
         self.hooks.fire(HookContext(HookEvent.AFTER_DELETE, **facts))
         return checkpoint
 
-    def plan_prune(self) -> PrunePlan:
-        """The bytes that nothing names any more, as a plan for `prune`."""
-        return self.workspace.plan_prune()
+    def forgotten(self) -> list[Checkpoint]:
+        """The forgotten checkpoints of the experiment that `undelete` can still bring back."""
+        return [checkpoint for checkpoint, _ in undo.forgotten(self.workspace, self.experiment)]
+
+    def undelete(self, ref: str) -> Checkpoint:
+        """Brings a forgotten checkpoint back, with the tags and pins that it had: `step=N` (the newest of it),
+        or the beginning of its id. A retention policy may let it go again: pin what is to stay.
+
+        Raises NotFoundError where it is not there any more, UsageError, StoreError (of kind `locked` while
+        somebody prunes).
+        """
+        return undo.undelete(self.workspace, [choose_forgotten(self.forgotten(), ref)])[0]
+
+    def plan_prune(self, *, now: bool = False) -> PrunePlan:
+        """The bytes that nothing names any more, as a plan for `prune`. What can still be brought back stays,
+        unless it is to go `now`."""
+        return self.workspace.plan_prune(now=now)
 
     def prune(self, plan: PrunePlan | None = None) -> Pruned:
         """Reclaims the bytes that nothing names any more. Saves may go on meanwhile, here and elsewhere."""

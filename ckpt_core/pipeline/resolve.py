@@ -14,7 +14,15 @@ from ckpt_core.model import Checkpoint
 from ckpt_core.pipeline.answers import Answers
 from ckpt_core.pipeline.index import Index
 
-__all__ = ["Mode", "best_first", "candidates", "check_tag", "newest_lineage", "split_reference"]
+__all__ = [
+    "Mode",
+    "best_first",
+    "candidates",
+    "check_tag",
+    "choose_forgotten",
+    "newest_lineage",
+    "split_reference",
+]
 
 Mode = Literal["min", "max"]
 T = TypeVar("T")
@@ -135,6 +143,35 @@ def _more_and_more(
         limit *= 8
 
 
+def choose_forgotten(found: Sequence[Checkpoint], ref: str) -> Checkpoint:
+    """The forgotten checkpoint that is meant: the newest of `step=N`, or the one whose id begins so.
+
+    Raises NotFoundError, UsageError.
+    """
+    step = _step_of(ref)
+    if step is not None:
+        matching = [c for c in found if c.step == step][-1:]
+    elif len(ref) < _SHORTEST_PREFIX:
+        raise UsageError(
+            f"{ref!r} names no forgotten checkpoint: say step=N or the first {_SHORTEST_PREFIX} characters of its id",
+            kind="reference",
+        )
+    else:
+        matching = [c for c in found if c.id.startswith(ref.upper())]
+    if len(matching) > 1:
+        raise UsageError(
+            f"{ref!r} could be {' or '.join(c.id for c in matching[:5])}: give more characters",
+            kind="ambiguous",
+        )
+    if not matching:
+        there = ", ".join(f"step={c.step} ({c.id})" for c in found[-5:])
+        raise NotFoundError(
+            f"no forgotten checkpoint is {ref!r}; " + (f"there are {there}" if there else "there are none"),
+            reference=ref,
+        )
+    return matching[0]
+
+
 def newest_lineage(found: list[Checkpoint]) -> list[Checkpoint]:
     """The lineage of the newest attempt that saved, from the oldest to the newest."""
     lineage = max(found, key=lambda c: c.order).attempt.lineage
@@ -163,18 +200,25 @@ def _named(metric: str | None) -> str:
     return metric
 
 
-def _with_step(index: Index, names: Sequence[str], reference: str) -> Checkpoint | None:
+def _step_of(reference: str) -> int | None:
+    """The step that a reference names; None where it names something else. Raises UsageError."""
     if not reference.startswith("step="):
         return None
     digits = reference.removeprefix("step=")
     if not (digits.isascii() and digits.isdecimal() and len(digits) < 20):
         raise UsageError(f"{reference!r} should read step=N with a whole number", kind="reference")
-    step = min(int(digits), 1 << 62)  # no step is greater
+    return min(int(digits), 1 << 62)  # no step is greater
+
+
+def _with_step(index: Index, names: Sequence[str], reference: str) -> Checkpoint | None:
+    step = _step_of(reference)
+    if step is None:
+        return None
     matching = _in_each(index, names, lambda answers, name: answers.checkpoints(name, step=step))
     if not matching:
         near = _in_each(index, names, lambda answers, name: [answers.nearest_step(name, step)])
         nearest = min((s for s in near if s is not None), key=lambda s: (abs(s - step), s))
-        raise NotFoundError(f"no checkpoint of step {digits}; the nearest is step={nearest}", step=step)
+        raise NotFoundError(f"no checkpoint of step {step}; the nearest is step={nearest}", step=step)
     _one_experiment(matching, reference)
     newest = _newest(index, matching[0].experiment) or matching[0]
     return max(matching, key=lambda c: (c.attempt.lineage == newest.attempt.lineage, c.order))

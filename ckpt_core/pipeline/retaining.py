@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
+from itertools import chain
 
 from ckpt_core import clock
 from ckpt_core.errors import CkptError, CorruptionError
@@ -138,13 +139,19 @@ class Retention:
 
     def _reclaim(self, marks: Marks) -> None:
         """Frees what the forgotten checkpoints of the experiment held: those forgotten now, and those that were
-        too few to look through the store for them, or that an interruption left behind."""
+        too few to look through the store for them, or that an interruption left behind. What somebody forgot
+        and may bring back stays."""
         repository = self._workspace.repository
-        trash = list(repository.manifest_keys(self._experiment, trash=True))
+        granted = repository.trash.granted()
+        trash = [
+            found
+            for found in repository.manifest_keys(self._experiment, trash=True)
+            if found.key not in granted
+        ]
         if not self._workspace.is_worth_reclaiming(len(trash)):
             return
         forgotten = {found.id for found in trash}
-        keys = live_keys(repository)
+        keys = chain(live_keys(repository), granted)
         self._workspace.reclaim(
             [found.key for found in trash],
             {key for key in keys if key.rpartition("-")[2].removesuffix(".json") not in forgotten},

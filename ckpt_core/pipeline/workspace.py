@@ -104,8 +104,9 @@ class Workspace:
         self._removed([layout.reference_key(checkpoint.experiment, "pins", checkpoint.id)])
         self._tell_marked(checkpoint.experiment)
 
-    def forget(self, checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
-        """Moves their manifests to the trash; `prune` reclaims the bytes. Returns those that were there.
+    def forget(self, checkpoints: Sequence[Checkpoint], *, grace: float = 0.0) -> list[Checkpoint]:
+        """Moves their manifests to the trash; `prune` reclaims the bytes, but not for `grace` seconds. Returns
+        those that were there.
 
         Raises StoreError; those before are then forgotten, and known to be.
         """
@@ -113,7 +114,7 @@ class Workspace:
         try:
             for checkpoint in checkpoints:
                 try:
-                    self.repository.forget(checkpoint.key)
+                    self.repository.forget(checkpoint.key, grace=grace)
                 except ObjectNotFoundError:  # forgotten by somebody else meanwhile
                     continue
                 gone.append(checkpoint)
@@ -126,9 +127,10 @@ class Workspace:
                 self.audit("forget", checkpoint.id, "done", **facts)
         return gone
 
-    def plan_prune(self) -> PrunePlan:
-        """What a prune would do; nothing is changed. Reads every manifest. Raises CorruptionError."""
-        return plan_prune(self.repository)
+    def plan_prune(self, *, now: bool = False) -> PrunePlan:
+        """What a prune would do; nothing is changed. Forgotten checkpoints that can be brought back stay, unless
+        all are to go `now`. Reads every manifest. Raises CorruptionError."""
+        return plan_prune(self.repository, now=now)
 
     def prune(self, plan: PrunePlan) -> Pruned:
         """Does what the plan says. Raises StoreError, CorruptionError."""
@@ -164,7 +166,7 @@ class Workspace:
                 except (NotFoundError, CorruptionError):  # somebody else has pruned
                     census = None
             if census is None:
-                census = Census.take(repository)
+                census = Census.take(repository, repository.trash.granted())
             plan = plan_reclaim(repository, census, forgotten, references)
             self._settle(plan)
             try:

@@ -6,8 +6,10 @@ from ckpt_core.repository.references import References
 from ckpt_core.repository.repository import Committed, Draft, Repository, check_options
 from ckpt_core.repository.series import MetricSegments
 from ckpt_core.repository.spare import Spare
+from ckpt_core.repository.trash import GRACE_SECONDS
 
 __all__ = [
+    "GRACE_SECONDS",
     "ChunkReader",
     "Claims",
     "Committed",

@@ -11,6 +11,7 @@ from ckpt_core.format.names import encode_name
 __all__ = [
     "DOCUMENT_LIMIT",
     "FORWARD_SUFFIX",
+    "GRACE_SUFFIX",
     "HEALING",
     "LEASES",
     "MANIFESTS",
@@ -26,7 +27,10 @@ __all__ = [
     "ManifestKey",
     "ReferenceKey",
     "forward_key",
+    "grace_key",
+    "granted_key",
     "lease_key",
+    "live_key",
     "manifest_key",
     "manifest_names",
     "pack_key",
@@ -54,6 +58,7 @@ REFERENCES = "refs"
 METRICS = "metrics"
 LEASES = "leases"
 FORWARD_SUFFIX = ".forward.json"
+GRACE_SUFFIX = ".grace.json"
 PARITY_SUFFIX = ".parity"
 QUARANTINE = "quarantine"
 HEALING = f"{QUARANTINE}/healing"
@@ -123,6 +128,21 @@ def segment_key(experiment: str, attempt: int) -> str:
 def trash_key(key: str) -> str:
     """Where a forgotten manifest waits for prune."""
     return TRASH + key[len(MANIFESTS) :]
+
+
+def live_key(key: str) -> str:
+    """Where a manifest in the trash stood before it was forgotten."""
+    return MANIFESTS + key[len(TRASH) :]
+
+
+def grace_key(key: str) -> str:
+    """The note of grace beside a manifest in the trash."""
+    return key.removesuffix(".json") + GRACE_SUFFIX
+
+
+def granted_key(key: str) -> str:
+    """The manifest in the trash that a note of grace is about."""
+    return key.removesuffix(GRACE_SUFFIX) + ".json"
 
 
 def quarantine_key(key: str) -> str:

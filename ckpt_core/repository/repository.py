@@ -37,6 +37,7 @@ from ckpt_core.repository.layout import ManifestKey
 from ckpt_core.repository.leases import HeldLease, Leases
 from ckpt_core.repository.reader import ChunkReader, Verify, read_forward
 from ckpt_core.repository.spare import Spare
+from ckpt_core.repository.trash import Trash
 from ckpt_core.repository.writer import Known, Part, still_there, write_part
 from ckpt_core.stores import Store
 
@@ -138,6 +139,7 @@ class Repository:
         self.document = document
         self.spare = spare
         self.leases = Leases(store)
+        self.trash = Trash(store)
 
     def alone(self) -> Repository:
         """The same without a spare: for those who look for damage."""
@@ -308,12 +310,16 @@ class Repository:
         """The tensors of a checkpoint. Nothing is read yet. Raises MissingExtraError."""
         return ChunkReader(self.store, manifest, verify, self.document.digest, self.spare)
 
-    def forget(self, key: str) -> str:
-        """Moves a manifest to the trash: the checkpoint is no longer one, its packs still stand.
+    def forget(self, key: str, *, grace: float = 0.0) -> str:
+        """Moves a manifest to the trash: the checkpoint is no longer one, its packs still stand. No prune takes
+        them for `grace` seconds.
 
         Returns the new key. Raises ObjectNotFoundError where it is gone already.
         """
         target = layout.trash_key(key)
+        if grace > 0:
+            self.store.info(key)
+            self.trash.grant(key, grace)
         self.store.move(key, target)
         return target
 

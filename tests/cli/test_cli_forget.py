@@ -88,7 +88,7 @@ def test_what_is_decided_is_done(ckpt: Call, store: Path) -> None:
     assert sorted(answer.data["forgotten"]) == sorted(doomed)
     assert set(ids(ckpt)).isdisjoint(doomed)
     assert len(ids(ckpt)) == 10 - len(doomed) == 4
-    assert len(list(store.glob("trash/*/*.json"))) == len(doomed)
+    assert len(list(store.glob("trash/*/*[0-9A-Z].json"))) == len(doomed)
     assert ckpt("forget", "--keep-last", "1").out.endswith("nothing to forget\n")
 
 
@@ -108,8 +108,8 @@ def test_the_bytes_that_are_told_are_the_bytes_that_come_free(
     else:
         ckpt("forget", "--keep-last", "1")
         assert stored() == before
-        assert ckpt("prune", "--dry-run", "--json").data["plan"]["frees"] == plan["frees"]
-        freed = ckpt("prune", "--json").data["done"]["freed"]
+        assert ckpt("prune", "--now", "--dry-run", "--json").data["plan"]["frees"] == plan["frees"]
+        freed = ckpt("prune", "--now", "--json").data["done"]["freed"]
     assert freed == plan["frees"] == before - stored()
     assert ckpt("verify").code == 0
 
@@ -141,11 +141,11 @@ def test_bytes_that_are_free_to_go_already_are_not_counted_again(ckpt: Call, tmp
         state |= {name: random.standard_normal(300_000) for name in "abc"}
         manager.save(state, step=2, wait=True)
         manager.save({"e": random.standard_normal(10)}, step=3, wait=True)
-        manager.forget("step=1")
-    before = ckpt("prune", "--dry-run", "--json", at=root).data["plan"]
+        manager.forget("step=1", grace=0)
+    before = ckpt("prune", "--now", "--dry-run", "--json", at=root).data["plan"]
     assert [row["dead_bytes"] for row in before["rewrites"]] == [3 * 2_400_000]
     found = ckpt("forget", "step=2", "--json", at=root).data["frees"]
-    after = ckpt("prune", "--dry-run", "--json", at=root).data["plan"]["frees"]
+    after = ckpt("prune", "--now", "--dry-run", "--json", at=root).data["plan"]["frees"]
     assert found == after - before["frees"] > 4 * 2_400_000
 
 
@@ -215,7 +215,7 @@ def test_a_damaged_checkpoint_can_be_forgotten(ckpt: Call, store: Path) -> None:
     ckpt("ls")
     manifest = sorted(store.glob("checkpoints/mnist/*.json"))[0]
     manifest.write_bytes(manifest.read_bytes()[:-40])
-    assert ckpt("prune").code == 4
+    assert ckpt("prune", "--now").code == 4
     answer = ckpt("forget", "mnist@step=10", "--json")
     assert answer.code == 0
     assert len(ids(ckpt, "mnist")) == 2
@@ -235,7 +235,7 @@ def test_a_damaged_checkpoint_that_the_catalog_lost_can_be_forgotten_by_its_id(
     assert ckpt("show", first).code == 1
     answer = ckpt("forget", first[:20], "--json")
     assert (answer.code, answer.data["forgotten"]) == (0, [first])
-    assert ckpt("prune").code == 0
+    assert ckpt("prune", "--now").code == 0
     assert ckpt("doctor").code == 0
     assert len(ids(ckpt, "mnist")) == 2
 
@@ -259,14 +259,14 @@ def test_one_that_is_gone_already_is_told(ckpt: Call, store: Path, monkeypatch: 
 
 
 def test_prune_shows_its_plan_and_does_it(ckpt: Call, store: Path) -> None:
-    assert "nothing to prune" in ckpt("prune").out
+    assert "nothing to prune" in ckpt("prune", "--now").out
     ckpt("forget", "--keep-last", "1")
-    answer = ckpt("prune", "--dry-run")
+    answer = ckpt("prune", "--now", "--dry-run")
     assert "would be reclaimed" in answer.out
     assert "6 forgotten checkpoints, 2 dangling tags and pins would go for good" in answer.out
-    assert len(list(store.glob("trash/*/*.json"))) == 6
-    assert ckpt("prune", "--dry-run", "-q").out.strip().isdecimal()
-    answer = ckpt("prune")
+    assert len(list(store.glob("trash/*/*[0-9A-Z].json"))) == 6
+    assert ckpt("prune", "--now", "--dry-run", "-q").out.strip().isdecimal()
+    answer = ckpt("prune", "--now")
     assert "reclaimed" in answer.out
     assert list(store.glob("trash/*/*.json")) == []
     assert ckpt("verify").code == 0
@@ -283,8 +283,8 @@ def test_prune_rewrites_half_dead_packs(ckpt: Call, tmp_path: Path) -> None:
     plan = ckpt("forget", "step=1", "--dry-run", "--json", at=root).data
     assert plan["frees"] >= 3 * 2_400_000
     ckpt("forget", "step=1", at=root)
-    assert "rewrite" in ckpt("prune", "--dry-run", at=root).out
-    done = ckpt("prune", "--json", at=root).data["done"]
+    assert "rewrite" in ckpt("prune", "--now", "--dry-run", at=root).out
+    done = ckpt("prune", "--now", "--json", at=root).data["done"]
     assert done["rewritten"] == 1
     assert done["freed"] == plan["frees"]
     assert ckpt("verify", at=root).code == 0
@@ -298,7 +298,7 @@ def test_prune_leaves_young_orphans_alone(ckpt: Call, store: Path) -> None:
     pack = next(store.glob("packs/mnist/*.safetensors"))
     orphan = pack.with_name("01ARZ3NDEKTSV4RRFFQ69G5FAV-0-0.safetensors")
     orphan.write_bytes(pack.read_bytes())
-    answer = ckpt("prune")
+    answer = ckpt("prune", "--now")
     assert (answer.code, orphan.exists()) == (0, True)
     assert "left alone" in answer.err
 
@@ -316,5 +316,5 @@ def test_prune_of_damage_says_so(ckpt: Call, tmp_path: Path) -> None:
     data = bytearray(pack.read_bytes())
     data[8192:] = bytes(len(data) - 8192)
     pack.write_bytes(data)
-    answer = ckpt("prune", "--json", at=root)
+    answer = ckpt("prune", "--now", "--json", at=root)
     assert (answer.code, answer.error["class"]) == (4, "CorruptionError")

@@ -116,8 +116,8 @@ def test_somebody_is_asked(
 def test_prune_asks_as_well(store: Path, ckpt: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     ckpt("forget", "mnist@step=10")
     monkeypatch.setattr(Output, "can_ask", property(lambda output: True))
-    refused = CliRunner().invoke(program, ["prune", "--store", str(store)], input="n\n")
+    refused = CliRunner().invoke(program, ["prune", "--now", "--store", str(store)], input="n\n")
     assert (refused.exit_code, "nothing was changed" in refused.stderr) == (1, True)
     assert list(store.glob("trash/*/*.json"))
-    assert CliRunner().invoke(program, ["prune", "--store", str(store)], input="y\n").exit_code == 0
+    assert CliRunner().invoke(program, ["prune", "--now", "--store", str(store)], input="y\n").exit_code == 0
     assert not list(store.glob("trash/*/*.json"))

@@ -80,7 +80,7 @@ def test_stats_add_up(ckpt: Call, store: Path) -> None:
 def test_stats_of_trash(ckpt: Call, store: Path) -> None:
     ckpt("forget", "--keep-last", "1")
     data = ckpt("stats", "--json").data
-    plan = ckpt("prune", "--dry-run", "--json").data["plan"]
+    plan = ckpt("prune", "--now", "--dry-run", "--json").data["plan"]
     assert data["trash"] == {"checkpoints": 6, "bytes": plan["frees"]}
     assert data["dead_bytes"] == plan["frees"]
     assert "6 forgotten checkpoints" in ckpt("stats").out
@@ -99,7 +99,7 @@ def test_stats_follow_rewritten_packs(ckpt: Call, tmp_path: Path) -> None:
         state |= {name: random.standard_normal(300_000) for name in "abc"}
         manager.save(state, step=2, wait=True)
         manager.forget("step=1")
-    ckpt("prune", at=root)
+    ckpt("prune", "--now", at=root)
     data = ckpt("stats", "--json", at=root).data
     assert (data["packs"], data["dead_bytes"]) == (2, 0)
     for pack in root.glob("packs/*/*.safetensors"):
@@ -244,16 +244,16 @@ def test_doctor_finds(
 def test_doctor_advice_for_leftovers_helps(ckpt: Call, store: Path) -> None:
     for harm in (_orphan, _temporary, _dangling, _trash):
         harm(store)
-    assert ckpt("prune").code == 0
+    assert ckpt("prune", "--now").code == 0
     assert findings(ckpt, 0).keys() == {"verified"}
 
 
 def test_an_interrupted_prune_is_finished(ckpt: Call, store: Path) -> None:
     _withdrawn(store)
     assert ckpt("verify").code == 4
-    answer = ckpt("prune")
+    answer = ckpt("prune", "--now")
     assert "put back" in answer.out
-    assert len(ckpt("prune", "--dry-run", "--json").data["plan"]["restores"]) == 0
+    assert len(ckpt("prune", "--now", "--dry-run", "--json").data["plan"]["restores"]) == 0
     assert ckpt("verify").code == 0
     assert ckpt("doctor").code == 0
 

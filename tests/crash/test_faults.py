@@ -106,7 +106,7 @@ def prune(scene: Scene) -> None:
     scene.may_go |= {1, 2}
     for step in (1, 2):
         with suppress(CkptError):
-            scene.manager.forget(f"step={step}")
+            scene.manager.forget(f"step={step}", grace=0)
     scene.manager.prune()
 
 
@@ -195,8 +195,8 @@ def check(scene: Scene) -> None:
     manager.wait()
     repository = manager.workspace.repository
     for _ in range(2):
-        execute_prune(repository, plan_prune(repository, orphan_seconds=-1))
-    assert plan_prune(repository, orphan_seconds=-1).empty
+        execute_prune(repository, plan_prune(repository, orphan_seconds=-1, now=True))
+    assert plan_prune(repository, orphan_seconds=-1, now=True).empty
     for checkpoint in manager.checkpoints():
         assert np.array_equal(manager.load(checkpoint.id)["w"], state_of(checkpoint.step)["w"])
     assert manager.verify().ok

@@ -2,7 +2,7 @@
 it: `hammer.py ROOT SECONDS SEED`. Now and then one is killed, and another takes its place.
 
 Each process writes what it did to a file of its own, a line each, before it goes on:
-`in EXPERIMENT`, `save ID STEP` (acknowledged), `forget ID` (about to), `read`, `prune PACKS`, `locked`, `done`,
+`in EXPERIMENT`, `save ID STEP` (acknowledged), `forget ID` (about to), `undelete ID`, `read`, `prune PACKS`, `locked`, `done`,
 `bad …`.
 """
 
@@ -80,7 +80,20 @@ class Process:
         if len(self.mine) > 3 and self.manager.experiment != "kept-short":
             victim = self.mine.pop(self.chance.randrange(len(self.mine)))
             self.say(f"forget {victim}")
-            self.manager.forget(victim)
+            self.manager.forget(victim, grace=self.chance.choice([0, 60]))
+            if self.chance.random() < 0.3:
+                self.undelete(victim)
+
+    def undelete(self, victim: str) -> None:
+        try:
+            self.manager.undelete(victim)
+        except NotFoundError:  # it had no grace, and somebody has pruned
+            return
+        except StoreError as error:
+            self.say("locked" if error.kind == "locked" else f"bad {error!r}")
+            return
+        self.say(f"undelete {victim}")
+        self.mine.append(victim)
 
     def prune(self) -> None:
         try:

@@ -65,7 +65,12 @@ def look_at_what_is_there(root: Path, stories: list[list[list[str]]]) -> None:
                 assert (state["w"] == state_of(*standing[checkpoint.id])["w"]).all()
     for who, lines in enumerate(stories, 1):
         saved = [(line[1], int(line[2])) for line in lines if line[0] == "save"]
-        forgotten = {line[1] for line in lines if line[0] == "forget"}
+        forgotten: set[str] = set()
+        for line in lines:
+            if line[0] == "forget":
+                forgotten.add(line[1])
+            elif line[0] == "undelete":
+                forgotten.discard(line[1])
         if ["in", "kept-short"] in lines:  # one more may be committed, and count, than was acknowledged
             saved = saved[-(KEEP - 1) :]
         for checkpoint, step in saved:
@@ -78,9 +83,9 @@ def clear_up(root: Path) -> None:
     repository = workspace.repository
     try:
         for _ in range(3):
-            execute_prune(repository, plan_prune(repository, orphan_seconds=-1))
+            execute_prune(repository, plan_prune(repository, orphan_seconds=-1, now=True))
         assert workspace.verify().ok
-        assert plan_prune(repository, orphan_seconds=-1).empty
+        assert plan_prune(repository, orphan_seconds=-1, now=True).empty
         for folder in ("leases", "trash"):
             assert list(repository.store.list(folder)) == [], f"something is left in {folder}"
         needed: set[str] = set()

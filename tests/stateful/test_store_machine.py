@@ -53,6 +53,8 @@ class StoreMachine(RuleBasedStateMachine):
         new_repository(LocalStore(self.folder / "store"), CHUNK)
         self.retention = [KeepLast(3), KeepBest(1)] if retention else []
         self.model: dict[str, Kept] = {}
+        self.forgotten: dict[str, Kept] = {}
+        """Those that can be brought back."""
         self.step = 0
         self.compression = compression
         self.manager = self.opened()
@@ -138,16 +140,30 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def forget(self, data: st.DataObject) -> None:
         identity = self.choose(data)
-        self.manager.forget(identity)
+        if data.draw(st.booleans(), label="for good"):
+            self.manager.forget(identity, grace=0)
+        else:
+            self.manager.forget(identity)
+            self.forgotten[identity] = self.model[identity]
         del self.model[identity]
+
+    @precondition(lambda self: self.forgotten and not self.retention)
+    @rule(data=st.data())
+    def undelete(self, data: st.DataObject) -> None:
+        identity = data.draw(st.sampled_from(sorted(self.forgotten)))
+        back = self.manager.undelete(identity)
+        kept = self.model[identity] = self.forgotten.pop(identity)
+        assert kept.tags >= set(back.tags), "the others were given to others meanwhile, or taken off"
+        kept.tags, kept.pinned = set(back.tags), back.pinned
 
     @rule(orphans=st.booleans())
     def prune(self, orphans: bool) -> None:
         repository = self.manager.workspace.repository
         execute_prune(repository, plan_prune(repository, orphan_seconds=-1 if orphans else 3600))
         assert plan_prune(repository).empty, "a second prune would find more"
-        needed = {self.model[i].values for i in self.model}
-        most = sum(len(values) * CHUNK for values in needed) * 2 + len(self.model) * 3 * CHUNK + 64 * CHUNK
+        held = [*self.model.values(), *self.forgotten.values()]
+        needed = {kept.values for kept in held}
+        most = sum(len(values) * CHUNK for values in needed) * 2 + len(held) * 3 * CHUNK + 64 * CHUNK
         assert sum(info.size for info in repository.store.list("packs")) <= most, "garbage is left"
 
     @rule()

@@ -51,6 +51,7 @@ HEADINGS = {
     "ParityDocument": "Parity",
     "MirrorDocument": "`mirror.json`",
     "MirrorNote": "Mirror note",
+    "Grace": "Grace",
     "Lease": "Lease",
 }
 
@@ -183,7 +184,7 @@ def store(tmp_path):
         manager.save(state, step=2, metrics={"loss": float("inf")}, wait=True)
         state["rows"][500] += 1
         manager.save(state, step=3, tags=["last"], wait=True)
-        manager.forget("step=1")
+        manager.forget("step=1", grace=0)
         manager.prune()  # leaves a forward for the first pack, of which little is in use
         manager.save(state, step=3, wait=True)
         manager.pin("last")

@@ -56,7 +56,7 @@ def test_a_store_keeps_to_what_it_was_made_with(store_path: Path, digest: Any) -
         assert manager.verify().ok
         manager.save({**state(1), "more": NOISE}, step=3, wait=True)
         for step in (1, 2):
-            manager.forget(f"step={step}")
+            manager.forget(f"step={step}", grace=0)
         manager.prune()
         assert (manager.load()["w"] == NOISE + 1).all()
         assert manager.verify().ok

@@ -93,13 +93,14 @@ def forget(
 ) -> int:
     """Drop checkpoints: those named, or those that no policy keeps.
 
-    They are no longer listed or loaded; `ckpt prune` (or --prune) reclaims their bytes, and only then
-    are they gone for good. Policies are applied to each lineage of an experiment (a training and all
-    its resumes) by itself. Each keeps what it says; pinned checkpoints and the newest of a lineage
-    always stay.
+    They are no longer listed or loaded. For a day `ckpt undelete` brings them back; then `ckpt prune`
+    reclaims their bytes (--prune does so at once), and only then are they gone for good. Policies are
+    applied to each lineage of an experiment (a training and all its resumes) by itself. Each keeps what
+    it says; pinned checkpoints and the newest of a lineage always stay.
     """
     from ckpt_core.cli.retention import decide_all, decide_named, policies_from
     from ckpt_core.maintenance.forecast import forecast
+    from ckpt_core.repository import GRACE_SECONDS
 
     policies = policies_from(call, keep)
     if bool(references or all_of) == bool(policies):
@@ -124,7 +125,8 @@ def forget(
     call.confirm(f"Forget {len(doomed)} checkpoint{'' if len(doomed) == 1 else 's'}?")
     # The oldest first: an interruption leaves the newest.
     ordered = sorted(doomed, key=lambda c: (c.experiment, *c.order))
-    gone = [checkpoint.id for checkpoint in call.workspace.forget(ordered)]
+    grace = 0.0 if prune_too else GRACE_SECONDS
+    gone = [checkpoint.id for checkpoint in call.workspace.forget(ordered, grace=grace)]
     pruned = call.workspace.prune(call.workspace.plan_prune()) if prune_too else None
     _answer(call, decisions, found, dry_run, gone, None if pruned is None else pruned.freed)
     lost = {checkpoint.id for checkpoint in doomed}.difference(gone)
@@ -159,8 +161,11 @@ def _answer(
         if freed is not None:
             output.line(f"forgot {counted(len(gone), 'checkpoint')}; {size(freed)} reclaimed")
         elif gone:
-            reclaims = "" if found.frees is None else f"; `ckpt prune` reclaims {size(found.frees)}"
-            output.line(f"forgot {counted(len(gone), 'checkpoint')}{reclaims}")
+            reclaims = "" if found.frees is None else f", then `ckpt prune` reclaims {size(found.frees)}"
+            back = "it" if len(gone) == 1 else "them"
+            output.line(
+                f"forgot {counted(len(gone), 'checkpoint')}; for a day `ckpt undelete` brings {back} back{reclaims}"
+            )
 
     call.answer(
         "forget", data, show, quiet=[d.checkpoint.id for d in decisions if not d.keep] if dry_run else gone

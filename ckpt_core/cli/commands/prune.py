@@ -23,19 +23,20 @@ if TYPE_CHECKING:
     ],
 )
 @click.option("-n", "--dry-run", is_flag=True, help="Print the plan and change nothing.")
+@click.option("--now", is_flag=True, help="Also what `ckpt undelete` could bring back for a while yet.")
 @yes_option
-def prune(call: Call, dry_run: bool) -> None:
+def prune(call: Call, dry_run: bool, now: bool) -> None:
     """Reclaim the bytes that no checkpoint needs.
 
-    They are those of forgotten checkpoints, of interrupted saves and of half-dead packs. Forgotten
-    checkpoints are gone for good afterwards. What a save that is running may be about to name is left
-    alone. Interrupted at any moment, a prune loses nothing that a checkpoint needs. Exits with 11 where
-    another prune is at work.
+    They are those of forgotten checkpoints, of interrupted saves and of half-dead packs. What goes
+    cannot be brought back; what was forgotten less than a day ago stays, unless it is to go --now. What
+    a save that is running may be about to name is left alone, too. Interrupted at any moment, a prune
+    loses nothing that a checkpoint needs. Exits with 11 where another prune is at work.
     """
     from ckpt_core.cli.words import size
 
     workspace = call.workspace
-    plan = workspace.plan_prune()
+    plan = workspace.plan_prune(now=now)
     if not (call.json or call.quiet):
         _show_plan(call.output, plan, dry_run)
     pruned = None
@@ -64,6 +65,7 @@ def _record(plan: PrunePlan) -> dict[str, Any]:
         "references": list(plan.references),
         "young": list(plan.young),
         "claimed": list(plan.claimed),
+        "granted": [{"manifest": key, "seconds_left": left} for key, left in plan.granted],
         "restores": list(plan.restores),
         "withdrawn": [{"name": name, "bytes": size} for name, size in plan.withdrawn],
         "frees": plan.frees,
@@ -100,6 +102,11 @@ def _show_plan(output: Output, plan: PrunePlan, dry_run: bool) -> None:
     if plan.young:
         output.note(
             f"left alone: {counted(len(plan.young), 'pack')} that nothing names yet, under an hour old"
+        )
+    if plan.granted:
+        output.note(
+            f"left alone: {counted(len(plan.granted), 'forgotten checkpoint')} that `ckpt undelete` can still bring "
+            "back; --now takes them, too"
         )
     if plan.claimed:
         output.note(
