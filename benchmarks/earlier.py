@@ -20,7 +20,7 @@ def read(path: Path) -> Results:
     return Results(
         [_row(row) for row in found["rows"]],
         [
-            (race["group"], race["figure"], [_samples(each) or Samples("") for each in race["contenders"]])
+            (race["group"], race["figure"], [_samples(each) for each in race["contenders"]])
             for race in found["races"]
         ],
         [
@@ -64,14 +64,13 @@ def _row(row: dict[str, Any]) -> Row:
         sign, bound, *unit = row["bound"].split(" ", 2)
         goal = Goal(row["goal"], sign, float(bound.replace(",", "")), *unit)
     return Row(
-        row["group"], row["figure"], _samples(row["ours"]), _samples(row["neighbour"]), _samples(row["limit"]),
+        row["group"], row["figure"],
+        *(_samples(row[who]) if row[who] else None for who in ("ours", "neighbour", "limit")),
         row["value"], row["unit"], goal, row["note"],
     )  # fmt: skip
 
 
-def _samples(found: dict[str, Any] | None) -> Samples | None:
-    if found is None:
-        return None
+def _samples(found: dict[str, Any]) -> Samples:
     if "values" not in found:
         return Samples(found["name"], problem=found["problem"])
     # Of very many only these three were kept.
