@@ -29,7 +29,7 @@ GROUP = "ckpt_core.commands"
 COMMANDS = {
     "ls": "ls", "experiments": "experiments", "show": "show", "log": "log", "diff": "diff", "cat": "cat",
     "restore": "restore", "tag": "tag", "pin": "pins", "unpin": "pins", "forget": "forget",
-    "undelete": "undelete", "prune": "prune",
+    "undelete": "undelete", "prune": "prune", "audit": "audit",
     "verify": "verify", "stats": "stats", "doctor": "doctor", "reindex": "reindex",
     "scrub": "scrub", "repair": "repair", "parity": "parity", "mirror": "mirror",
     "completion": "completion"}  # fmt: skip

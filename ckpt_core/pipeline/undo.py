@@ -9,7 +9,7 @@ from ckpt_core.errors import CorruptionError, FormatError, NotFoundError
 from ckpt_core.maintenance.undelete import bring_back
 from ckpt_core.model import Checkpoint
 from ckpt_core.pipeline.workspace import Workspace
-from ckpt_core.repository import Committed, layout
+from ckpt_core.repository import layout
 
 __all__ = ["forgotten", "undelete"]
 
@@ -34,13 +34,15 @@ def undelete(workspace: Workspace, checkpoints: Sequence[Checkpoint]) -> list[Ch
     Raises NotFoundError (kind `forgotten`) for one whose bytes were reclaimed, StoreError (of kind `locked`
     while somebody prunes); those before are then back.
     """
-    return [_back(workspace, bring_back(workspace.repository, checkpoint.key)) for checkpoint in checkpoints]
+    return [_back(workspace, checkpoint) for checkpoint in checkpoints]
 
 
-def _back(workspace: Workspace, committed: Committed) -> Checkpoint:
+def _back(workspace: Workspace, checkpoint: Checkpoint) -> Checkpoint:
+    facts = {"experiment": checkpoint.experiment, "step": checkpoint.step}
+    with workspace.audited("undelete", checkpoint.id, **facts):
+        committed = bring_back(workspace.repository, checkpoint.key)
     plain = committed.checkpoint()
     found = workspace.index.marks(plain.experiment).on(plain)
     workspace.marked += 1
     workspace.index.tell(lambda catalog: catalog.put_checkpoint(found, committed.packs))
-    workspace.audit("undelete", found.id, "done", experiment=found.experiment, step=found.step)
     return found

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from ckpt_core.errors import CkptError, CorruptionError, NotFoundError, ObjectNotFoundError, StoreError
@@ -84,24 +85,28 @@ class Workspace:
 
     def tag(self, checkpoint: Checkpoint, tag: str) -> None:
         """Points a tag of the checkpoint's experiment to it. Durable when this returns. Raises UsageError."""
-        self.references.set_tag(checkpoint.experiment, check_tag(tag), checkpoint.id)
+        with self.audited("tag", checkpoint.id, experiment=checkpoint.experiment, tag=check_tag(tag)):
+            self.references.set_tag(checkpoint.experiment, tag, checkpoint.id)
         self._tell_marked(checkpoint.experiment)
 
     def untag(self, experiment: str, tag: str) -> None:
         """Removes a tag; one that is not there is no error."""
-        self.references.remove_tag(experiment, tag)
-        self._removed([layout.reference_key(experiment, "tags", tag)])
+        with self.audited("untag", experiment, tag=tag):
+            self.references.remove_tag(experiment, tag)
+            self._removed([layout.reference_key(experiment, "tags", tag)])
         self._tell_marked(experiment)
 
     def pin(self, checkpoint: Checkpoint) -> None:
         """Keeps a checkpoint from every retention policy."""
-        self.references.pin(checkpoint.experiment, checkpoint.id)
+        with self.audited("pin", checkpoint.id, experiment=checkpoint.experiment):
+            self.references.pin(checkpoint.experiment, checkpoint.id)
         self._tell_marked(checkpoint.experiment)
 
     def unpin(self, checkpoint: Checkpoint) -> None:
         """Leaves a checkpoint to the retention policies again."""
-        self.references.unpin(checkpoint.experiment, checkpoint.id)
-        self._removed([layout.reference_key(checkpoint.experiment, "pins", checkpoint.id)])
+        with self.audited("unpin", checkpoint.id, experiment=checkpoint.experiment):
+            self.references.unpin(checkpoint.experiment, checkpoint.id)
+            self._removed([layout.reference_key(checkpoint.experiment, "pins", checkpoint.id)])
         self._tell_marked(checkpoint.experiment)
 
     def forget(self, checkpoints: Sequence[Checkpoint], *, grace: float = 0.0) -> list[Checkpoint]:
@@ -134,11 +139,11 @@ class Workspace:
 
     def prune(self, plan: PrunePlan) -> Pruned:
         """Does what the plan says. Raises StoreError, CorruptionError."""
-        with self._pruning:
+        with self._pruning, self.audited("prune", self.repository.store.url) as facts:
             self._census = None
             self._settle(plan)
             pruned = execute_prune(self.repository, plan)
-        self.audit("prune", self.repository.store.url, "done", freed=pruned.freed, packs=pruned.packs)
+            facts |= {"freed": pruned.freed, "packs": pruned.packs, "manifests": list(plan.manifests)}
         return pruned
 
     def is_worth_reclaiming(self, forgotten: int) -> bool:
@@ -306,9 +311,22 @@ class Workspace:
 
     def reindex(self) -> ReindexReport:
         """Builds the catalog anew from the store. Raises CatalogError where it cannot be written."""
-        report = self.index.reindex()
-        self.audit("reindex", self.repository.store.url, "done", checkpoints=report.checkpoints)
+        with self.audited("reindex", self.repository.store.url) as facts:
+            report = self.index.reindex()
+            facts["checkpoints"] = report.checkpoints
         return report
+
+    @contextmanager
+    def audited(self, event: str, subject: str, **detail: object) -> Iterator[dict[str, object]]:
+        """Adds to the audit trail how the block ended. What it learns it puts into the dict."""
+        facts = dict(detail)
+        try:
+            yield facts
+        except BaseException as error:
+            reason = str(error) or type(error).__name__
+            self.audit(event, subject, "failed", reason=reason, **facts)
+            raise
+        self.audit(event, subject, "done", **facts)
 
     def audit(self, event: str, subject: str, outcome: str, **detail: object) -> None:
         """Adds to the audit trail of the catalog, if it is there."""

@@ -40,7 +40,6 @@ def _set(call: Call, references: tuple[str, ...], pinned: bool) -> None:
             call.workspace.pin(checkpoint)
         else:
             call.workspace.unpin(checkpoint)
-        call.workspace.audit(word, checkpoint.id, "done", experiment=checkpoint.experiment)
 
     def show(output: Output) -> None:
         for c in chosen:

@@ -55,7 +55,6 @@ def _set(call: Call, reference: str, names: tuple[str, ...]) -> None:
     moved = {name: had[name] for name in names if name in had and had[name].id != checkpoint.id}
     for name in names:
         call.workspace.tag(checkpoint, name)
-        call.workspace.audit("tag", checkpoint.id, "done", tag=name, experiment=checkpoint.experiment)
 
     def show(output: Output) -> None:
         for name in names:
@@ -87,9 +86,8 @@ def _delete(call: Call, given: tuple[str, ...]) -> None:
                 f"{name!r} is in several experiments: write {having[0].experiment}@{name}", kind="ambiguous"
             )
         doomed.append((having[0].experiment, name, having[0].id))
-    for experiment, name, checkpoint in doomed:
+    for experiment, name, _ in doomed:
         call.workspace.untag(experiment, name)
-        call.workspace.audit("untag", checkpoint, "done", tag=name, experiment=experiment)
 
     def show(output: Output) -> None:
         for experiment, name, checkpoint in doomed:
