@@ -52,7 +52,10 @@ def heal_pack(sources: Sources, name: str, record: PackRecord | None, *, dry_run
     A pack that comes out better than it was takes its place. Raises StoreError; then it is as it was.
     """
     with ExitStack() as stack:
-        return _Healing(sources, name, record, stack, dry_run).run()
+        healed = _Healing(sources, name, record, stack, dry_run).run()
+    for stage in ("parity", "pack") if not dry_run else ():  # what took nobody's place
+        sources.repository.store.delete(f"{layout.HEALING}/{stage}/{name}")
+    return healed
 
 
 class _Healing:
@@ -80,12 +83,14 @@ class _Healing:
         before = self._damage(read, size)
         patched = self._patched(read, size, self._find)
         left = self._damage(patched.read, size)
+        if left != before:
+            read = patched.read
         finished: str | None = None
         if left != 0 and side is not None and parity is not None and self._can_decode():
             if self._dry_run:
-                lost = rebuild(patched.read, side.read, parity, None).lost_bytes
+                lost = rebuild(read, side.read, parity, None).lost_bytes
                 return Healed((*self._used, "parity"), left if lost else 0)
-            finished = self._write("parity", lambda write: rebuild(patched.read, side.read, parity, write))
+            finished = self._write("parity", lambda write: rebuild(read, side.read, parity, write))
             rebuilt = self._stack.enter_context(self._store.open(finished))
             self._used.append("parity")
             read, left = rebuilt.read, self._damage(rebuilt.read, size)

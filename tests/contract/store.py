@@ -61,6 +61,21 @@ class StoreContract(ABC):
             writer.commit()
         assert (store.get("put"), store.get("new"), store.get("piecewise")) == (b"abc", b"abc", b"abcabc")
 
+    @pytest.mark.parametrize("first", [0, 1, 4096, 300_000])
+    @pytest.mark.parametrize("last", [1, 4096, 400_000])
+    def test_a_large_piece_may_come_after_what_stands_behind_it(
+        self, store: Store, first: int, last: int
+    ) -> None:
+        """As a header comes after its data, and the parity of a large pack before what tells of it."""
+        data = np.random.default_rng(0).integers(0, 255, first + 600_000 + last, np.uint8)
+        with store.create("k") as writer:
+            for begin in range(first + 600_000, data.size, 20_480):
+                writer.write(begin, data[begin : begin + 20_480])
+            writer.write(first, data[first : first + 600_000])
+            writer.write(0, data[:first])
+            writer.commit()
+        assert store.get("k") == data.tobytes()
+
     def test_pieces_may_be_written_in_any_order(self, store: Store) -> None:
         with store.create("k") as writer:
             writer.write(6, b"gh")
