@@ -7,7 +7,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
-from ckpt_core.errors import CkptError, CorruptionError, ObjectExistsError, ObjectNotFoundError, UsageError
+from ckpt_core.errors import (
+    CkptError,
+    CorruptionError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    StoreError,
+    UsageError,
+)
 from ckpt_core.format.pack import read_header
 from ckpt_core.format.parity import Parity, encode, faulty_cells, read_parity, require
 from ckpt_core.maintenance.census import packs_in
@@ -85,9 +92,22 @@ def protect(repository: Repository, name: str, percent: int, *, replace: bool = 
             writer.commit()
         except ObjectExistsError:  # another process was faster
             return 0
+    if not _stayed(repository, place, name):
+        store.delete(place)
+        raise StoreError(f"the parity of pack {name} did not stay as it was written", kind="io", key=key)
     if replace:
         store.move(place, key)
     return written
+
+
+def _stayed(repository: Repository, place: str, name: str) -> bool:
+    """Whether a sidecar that was just written is sound: who needs it finds out too late."""
+    with repository.store.open(place) as side:
+        try:
+            parity = open_parity(side, name)
+        except CorruptionError:
+            return False
+        return parity.intact and next(faulty_cells(side.read, parity), None) is None
 
 
 def protect_all(repository: Repository, percent: int, names: Iterable[str] | None = None) -> Protected:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ckpt_core.maintenance.parity import protect, protect_all, sidecars_in
 from ckpt_core.maintenance.prune import plan_prune
 from ckpt_core.maintenance.verify import verify
 from ckpt_core.repository import Repository, layout
-from ckpt_core.stores import MemoryStore
+from ckpt_core.stores import MemoryStore, ObjectWriter
 from contract.store_case import CHUNK, commit, new_repository
 from crash.wrappers import ScriptedStore
 
@@ -133,6 +134,38 @@ def test_a_sidecar_that_could_not_be_written_is_made_up_for_by_the_next_save() -
         manager.save({"a": np.arange(200), "b": np.arange(3)}, step=3, wait=True)
         manager.wait()
         assert set(sidecars_in(manager.workspace.repository)) == packs(manager.workspace.repository)
+
+
+class ForgetfulStore(MemoryStore):
+    """Loses one of the pieces that are written of a sidecar, and says nothing."""
+
+    lost = -1
+
+    def create(self, key: str) -> ObjectWriter:
+        writer = super().create(key)
+        if key.endswith(".parity"):
+            pieces = itertools.count()
+            write = writer.write
+
+            def forget(offset: int, data: Any) -> None:
+                write(offset, data if next(pieces) != self.lost else bytes(len(data)))
+
+            writer.write = forget  # type: ignore[method-assign]
+        return writer
+
+
+@pytest.mark.parametrize("lost", [0, 2, 8, 9])
+def test_a_sidecar_that_did_not_stay_as_it_was_written_is_none(lost: int) -> None:
+    store = ForgetfulStore()
+    repository = new_repository(store)
+    name = commit(repository, {"w": rows(1, 2, 3)}, 1).packs[0][0]
+    store.lost = lost
+    with pytest.raises(StoreError, match="did not stay"):
+        protect(repository, name, 25)
+    assert set(sidecars_in(repository)) == set()
+    store.lost = -1
+    assert protect(repository, name, 25)
+    assert verify(repository).ok
 
 
 @pytest.mark.parametrize("at", [20, 3000, -5])
