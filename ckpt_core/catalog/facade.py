@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, final
 
-from ckpt_core.catalog import audit, checkpoints, integrity, metrics, migrate, queries
+from ckpt_core.catalog import audit, backups, checkpoints, integrity, metrics, migrate, queries
 from ckpt_core.catalog.audit import AuditEntry
 from ckpt_core.catalog.checkpoints import Entry
 from ckpt_core.catalog.engine import Database
@@ -317,6 +318,14 @@ class Catalog:
             return audit.first_broken(connection)
 
     # -- all of it
+
+    def back_up(self, reason: str) -> Path | None:
+        """A copy of the database beside it; None where it is no file, or one that can only be read.
+
+        Raises CatalogError (kind `backup`).
+        """
+        path = self._database.path
+        return None if path is None or self._database.read_only else backups.back_up(path, reason)
 
     @contextmanager
     def rebuild(self) -> Iterator[Rebuild]:

@@ -6,16 +6,13 @@ The revisions themselves are in `migrations/`. Alembic is imported only where an
 from __future__ import annotations
 
 import logging
-import os
-import sqlite3
 from collections.abc import Sequence
-from contextlib import closing, suppress
 from pathlib import Path
 
 from sqlalchemy import Connection, insert, inspect, select
 
-from ckpt_core import clock
 from ckpt_core.catalog import audit
+from ckpt_core.catalog.backups import back_up
 from ckpt_core.catalog.engine import Database
 from ckpt_core.catalog.schema import REVISIONS, catalog_version, metadata
 from ckpt_core.errors import CatalogError, CkptError, FormatError
@@ -25,7 +22,6 @@ __all__ = ["bring_up_to_date", "upgrade"]
 _log = logging.getLogger("ckpt_core.catalog")
 
 SCRIPTS = "ckpt_core.catalog:migrations"
-BACKUPS = "backups"
 
 
 def bring_up_to_date(
@@ -150,31 +146,9 @@ def _back_up(database: Database, revision: str) -> Path | None:
         if database.engine.dialect.name != "sqlite":
             _log.warning("the catalog %s is upgraded without a backup: its server's own must do", database)
         return None
-    folder = database.path.parent / BACKUPS
-    name = f"{database.path.stem}-{revision}-{clock.now():%Y%m%dT%H%M%S%fZ}.db"
-    final, partial = folder / name, folder / f".{name}.partial"
     try:
-        folder.mkdir(exist_ok=True)
-        with closing(sqlite3.connect(database.path)) as source, closing(sqlite3.connect(partial)) as copy:
-            source.backup(copy)
-        _flush(partial)
-        os.replace(partial, final)
-        _flush(folder)
-    except (OSError, sqlite3.Error) as error:
-        with suppress(OSError):
-            partial.unlink()
+        return back_up(database.path, revision)
+    except CatalogError as error:
         raise CatalogError(
-            f"the catalog {database} was not upgraded, as its backup in {folder} failed ({error}): make room "
-            "or give write permission there, then open it again",
-            kind="backup",
-            url=str(database),
+            f"the catalog {database} was not upgraded: {error}", kind="backup", url=str(database)
         ) from error
-    return final
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

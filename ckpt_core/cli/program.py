@@ -30,7 +30,7 @@ COMMANDS = {
     "ls": "ls", "experiments": "experiments", "show": "show", "log": "log", "diff": "diff", "cat": "cat",
     "restore": "restore", "tag": "tag", "pin": "pins", "unpin": "pins", "forget": "forget",
     "undelete": "undelete", "prune": "prune", "audit": "audit",
-    "verify": "verify", "stats": "stats", "doctor": "doctor", "reindex": "reindex",
+    "verify": "verify", "stats": "stats", "doctor": "doctor", "reindex": "reindex", "catalog": "catalog",
     "scrub": "scrub", "repair": "repair", "parity": "parity", "mirror": "mirror",
     "completion": "completion"}  # fmt: skip
 """Our own commands, and the module under `commands/` that holds each, imported when it is called.

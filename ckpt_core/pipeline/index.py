@@ -175,6 +175,22 @@ class Index:
         """Builds the catalog anew. Raises CatalogError where it cannot be written."""
         return reindex(self._repository, self._segments, self.catalog())
 
+    def back_up(self, reason: str) -> Path | None:
+        """A copy of the catalog, before something that changes much. That it failed is only said: what is to come
+        is not worse for it, and may be what makes room."""
+        try:
+            return self.catalog().back_up(reason)
+        except CkptError as error:
+            _log.warning("going on without a backup of the catalog: %s", error)
+            return None
+
+    def release(self) -> None:
+        """Closes the catalog until it is next asked: its file is about to be replaced."""
+        with self._lock:
+            if self._catalog is not None:
+                self._catalog.close()
+                self._catalog = None
+
     def close(self) -> None:
         """Closes the catalog. What is asked afterwards, the store answers."""
         with self._lock:

@@ -142,6 +142,8 @@ class Workspace:
         with self._pruning, self.audited("prune", self.repository.store.url) as facts:
             self._census = None
             self._settle(plan)
+            if not plan.empty:
+                self.index.back_up("prune")
             pruned = execute_prune(self.repository, plan)
             facts |= {"freed": pruned.freed, "packs": pruned.packs, "manifests": list(plan.manifests)}
         return pruned
@@ -241,6 +243,8 @@ class Workspace:
         restore = alone(self.repository, there) if there is not None else []
         with self._pruning:
             self._census = None
+            if not dry_run:
+                self.index.back_up("repair")
             report = repair(self.repository, there, restore=restore, dry_run=dry_run, progress=progress)
         if not dry_run:
             self.index.recover()
@@ -311,6 +315,7 @@ class Workspace:
 
     def reindex(self) -> ReindexReport:
         """Builds the catalog anew from the store. Raises CatalogError where it cannot be written."""
+        self.index.back_up("reindex")
         with self.audited("reindex", self.repository.store.url) as facts:
             report = self.index.reindex()
             facts["checkpoints"] = report.checkpoints

@@ -14,7 +14,7 @@ pytest.importorskip("zfec")
 
 
 def files(root: Path) -> dict[str, bytes]:
-    found = (path for path in root.rglob("*") if path.is_file() and "catalog.db" not in path.name)
+    found = (path for path in root.rglob("*") if path.is_file() and "catalog" not in path.name)
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in found}
 
 

@@ -1,0 +1,143 @@
+"""Copies of an SQLite catalog in a folder beside it: made before whatever changes much, kept by a small rotation.
+
+They are for what the store cannot tell again: the audit trail and the record of checks. A catalog on a server is
+backed up by those who run the server.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+from contextlib import closing, suppress
+from pathlib import Path
+
+from sqlalchemy import make_url
+
+from ckpt_core import clock
+from ckpt_core.errors import CatalogError, NotFoundError, UsageError
+
+__all__ = ["BACKUPS", "KEEP", "back_up", "backups_of", "file_of", "restore"]
+
+BACKUPS = "backups"
+KEEP = 5
+"""So many of the newest are kept."""
+
+_log = logging.getLogger("ckpt_core.catalog")
+
+
+def file_of(url: str) -> Path:
+    """The file of an SQLite catalog. Raises UsageError for any other."""
+    found = make_url(url)
+    if found.get_backend_name() != "sqlite" or found.database in (None, "", ":memory:"):
+        raise UsageError(
+            f"the catalog {found.render_as_string()} is no SQLite file: back it up where it is kept",
+            kind="catalog",
+        )
+    return Path(os.path.abspath(str(found.database)))
+
+
+def back_up(path: Path, reason: str) -> Path:
+    """A copy of the SQLite file, durable when this returns, by SQLite's online backup: others may go on writing.
+
+    `reason` becomes a part of its name. Raises CatalogError (kind `backup`); then no older copy is touched.
+    """
+    folder = path.parent / BACKUPS
+    name = f"{path.stem}-{reason}-{clock.now():%Y%m%dT%H%M%S%fZ}.db"
+    final, partial = folder / name, folder / f".{name}.partial"
+    try:
+        folder.mkdir(exist_ok=True)
+        with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(partial)) as copy:
+            source.backup(copy)
+        _flush(partial)
+        os.replace(partial, final)
+        _flush(folder)
+    except (OSError, sqlite3.Error) as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise CatalogError(
+            f"the backup of the catalog {path} in {folder} failed ({error}): make room or give write permission "
+            "there, then try again",
+            kind="backup",
+            url=str(path),
+        ) from error
+    for old in backups_of(path)[KEEP:]:
+        with suppress(OSError):
+            old.unlink()
+    return final
+
+
+def backups_of(path: Path) -> list[Path]:
+    """The copies of a catalog, the newest first."""
+    found = (path.parent / BACKUPS).glob(f"{path.stem}-*-*Z.db")
+    return sorted(found, key=lambda copy: copy.stem.rpartition("-")[2], reverse=True)
+
+
+def restore(path: Path, name: str | None = None) -> Path:
+    """Puts a copy (the newest, or the one of that name) in the catalog's place; returns which it was.
+
+    What is there now is backed up first, if it can be read; what cannot be is moved aside. Others may have it
+    open: they see the old contents or the new. Raises NotFoundError, CatalogError.
+    """
+    chosen = _chosen(path, name)
+    with closing(sqlite3.connect(f"file:{chosen}?mode=ro", uri=True)) as source:
+        _check(source, chosen)
+        try:
+            if path.exists():
+                back_up(path, "restore")
+            with closing(sqlite3.connect(path, timeout=30)) as target:
+                source.backup(target)
+        except (CatalogError, sqlite3.DatabaseError) as error:
+            if isinstance(error, CatalogError) and not isinstance(error.__cause__, sqlite3.DatabaseError):
+                raise
+            if isinstance(error, sqlite3.OperationalError):  # somebody holds it: it is not damaged
+                raise CatalogError(
+                    f"the catalog {path} cannot be written ({error}): try again", kind="locked", url=str(path)
+                ) from error
+            _move_aside(path)
+            with closing(sqlite3.connect(path)) as target:
+                source.backup(target)
+    _flush(path)
+    return chosen
+
+
+def _chosen(path: Path, name: str | None) -> Path:
+    found = backups_of(path)
+    matching = found if name is None else [copy for copy in found if name in (copy.name, copy.stem)]
+    if not matching:
+        there = ", ".join(copy.name for copy in found)
+        raise NotFoundError(
+            f"the catalog {path} has no backup{f' {name!a}' if name else ''}; "
+            + (f"there are {there}" if there else "`ckpt reindex` builds it anew from the store"),
+            kind="backup",
+        )
+    return matching[0]
+
+
+def _check(source: sqlite3.Connection, chosen: Path) -> None:
+    try:
+        (found,) = source.execute("PRAGMA quick_check").fetchone()
+    except sqlite3.DatabaseError as error:
+        found = str(error)
+    if found != "ok":
+        raise CatalogError(
+            f"the backup {chosen} is damaged ({found}): name another, or run `ckpt reindex`",
+            kind="corrupt",
+            url=str(chosen),
+        )
+
+
+def _move_aside(path: Path) -> None:
+    stamp = f"{clock.now():%Y%m%dT%H%M%S%fZ}"
+    for suffix in ("-wal", "-shm", ""):
+        with suppress(FileNotFoundError):
+            os.replace(f"{path}{suffix}", path.parent / BACKUPS / f"damaged-{stamp}-{path.name}{suffix}")
+    _log.warning("the damaged catalog %s was moved to %s", path, path.parent / BACKUPS)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
