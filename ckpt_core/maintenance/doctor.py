@@ -15,7 +15,7 @@ from ckpt_core.errors import CkptError, MissingExtraError, NotFoundError
 from ckpt_core.format.compression import require
 from ckpt_core.format.documents import ForwardRow, Manifest
 from ckpt_core.format.sealed import COMPRESSED_FORMAT
-from ckpt_core.maintenance import surroundings
+from ckpt_core.maintenance import halfway, surroundings
 from ckpt_core.maintenance.census import packs_in
 from ckpt_core.maintenance.findings import Finding
 from ckpt_core.maintenance.prune import ORPHAN_SECONDS
@@ -52,7 +52,9 @@ def examine(
         ("references", lambda: _references(references, manifests)),
         ("catalog", lambda: _catalog(manifests, open_catalog)),
         ("temporaries", lambda: surroundings.temporaries(repository)),
-        ("trash", lambda: _trash(repository)),
+        ("leases", lambda: halfway.at_work(repository)),
+        ("forgets", lambda: halfway.in_both_places(repository)),
+        ("trash", lambda: halfway.trash(repository)),
         ("mirror", lambda: _mirror(mirror)),
         ("quarantine", lambda: _quarantine(repository)),
         ("strangers", lambda: surroundings.strangers(repository)),
@@ -138,7 +140,8 @@ def _packs(repository: Repository, manifests: _Manifests) -> Iterator[Finding]:
                 "`ckpt verify` lists what it hurts; restore the files from a backup",
             )
     targets = {row.pack for name in forwarded for row in _forward_rows(repository, name)}
-    orphans = sizes.keys() - named.keys() - targets
+    claims = repository.leases.claims()
+    orphans = {name for name in sizes.keys() - named.keys() - targets if name not in claims}
     owned = {name for name in orphans if name.rpartition("/")[2][:26] in manifests.trashed}
     limit = surroundings.store_time(repository) - ORPHAN_SECONDS
     old = [name for name in orphans - owned if repository.store.info(layout.pack_key(name)).modified <= limit]
@@ -240,17 +243,6 @@ def _catalog(manifests: _Manifests, open_catalog: Callable[[], Catalog]) -> Iter
         )
     if not (missing or extra or broken is not None):
         yield Finding("ok", "catalog", f"{counted(len(known), 'checkpoint')}, as in the store")
-
-
-def _trash(repository: Repository) -> Iterator[Finding]:
-    count = sum(1 for _ in repository.manifest_keys(trash=True))
-    if count:
-        yield Finding(
-            "note",
-            "trash",
-            f"{counted(count, 'forgotten checkpoint')} to be pruned",
-            "`ckpt prune` reclaims their bytes",
-        )
 
 
 def _mirror(compare: Callable[[], MirrorStatus] | None) -> Iterator[Finding]:

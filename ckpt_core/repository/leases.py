@@ -144,9 +144,23 @@ class Leases:
         """The leases whose holders may be at work. One that only a later version can read is left out."""
         return [(info, lease) for info, lease in self._living() if lease is not None]
 
+    def left_behind(self) -> list[str]:
+        """Keys of the leases that are over, and of those that are not what was written. Changes nothing."""
+        found = []
+        for info in list(self._store.list(layout.LEASES)):
+            try:
+                if self._is_over(info, self._read(info.key)):
+                    found.append(info.key)
+            except ObjectNotFoundError:  # released since the listing
+                continue
+            except CorruptionError as error:  # as a power cut leaves it, which ended its holder, too
+                _log.debug("%s", error)
+                found.append(info.key)
+        return found
+
     def end_dead(self) -> None:
         """Deletes the leases that are over: whoever held one and was only held up will notice."""
-        for key in [info.key for info, lease in self._all() if self._is_over(info, lease)]:
+        for key in self.left_behind():
             _log.info("%s was left behind by a process that is gone", key)
             self._store.delete(key, durable=False)
 
@@ -170,21 +184,16 @@ class Leases:
         return ((info, lease) for info, lease in self._all() if not self._is_over(info, lease))
 
     def _all(self) -> Iterator[tuple[ObjectInfo, Lease | None]]:
-        """Every lease that is there; None for one of a later version."""
+        """Every lease that is there and can be read; None for one of a later version."""
         for info in list(self._store.list(layout.LEASES)):
-            try:
-                yield (
-                    info,
-                    _held.get(info.key) or unseal(self._store.get(info.key, limit=_LIMIT), Lease, info.key),
-                )
-            except ObjectNotFoundError:  # released since the listing
-                continue
-            except FormatError:
-                yield info, None
-            except CorruptionError as error:  # as a power cut leaves it, which ended its holder, too
-                _log.info("a lease counts for nothing: %s", error)
-                with suppress(StoreError):
-                    self._store.delete(info.key, durable=False)
+            with suppress(ObjectNotFoundError, CorruptionError):
+                yield info, self._read(info.key)
+
+    def _read(self, key: str) -> Lease | None:
+        try:
+            return _held.get(key) or unseal(self._store.get(key, limit=_LIMIT), Lease, key)
+        except FormatError:
+            return None
 
     def _is_over(self, info: ObjectInfo, lease: Lease | None) -> bool:
         if lease is not None and lease.process == self._name:

@@ -228,6 +228,8 @@ def test_what_a_power_cut_left_of_a_lease_counts_for_nothing(store: MemoryStore,
     for number, data in enumerate((b"", b"{}", b"\0" * 300)):
         store.put(f"leases/{number}.json", data)
     assert not leases.claims().everything
+    assert len(keys(store)) == 3, "to ask changes nothing"
+    leases.end_dead()
     assert keys(store) == []
 
 
