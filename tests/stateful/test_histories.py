@@ -23,6 +23,7 @@ from ckpt_core.maintenance import prune as prune_module
 from ckpt_core.maintenance.deletion import execute_prune
 from ckpt_core.maintenance.prune import plan_prune
 from ckpt_core.maintenance.rewriting import rebased
+from ckpt_core.maintenance.undelete import bring_back
 from ckpt_core.maintenance.verify import verify
 from ckpt_core.repository import Leases, Repository, layout
 from ckpt_core.repository.leases import LEASE_SECONDS
@@ -30,7 +31,7 @@ from contract.store_case import commit, load, new_repository
 from stateful.actors import Actor, ClockedStore, Crash
 
 CHUNK = 4096
-HISTORIES = int(os.environ.get("CKPT_TEST_HISTORIES", "120"))
+HISTORIES = int(os.environ.get("CKPT_TEST_HISTORIES", "300"))
 SEED = int(os.environ.get("CKPT_TEST_SEED", "20261125"))
 STEPS = 25
 NAMES = ("writer a", "writer b", "reader", "pruner a", "pruner b")
@@ -48,8 +49,9 @@ class Histories(RuleBasedStateMachine):
 
     jumps = False
 
-    @initialize(values=st.sampled_from([(0, 1, 2, 3, 4, 5), (0, 1, 2, 3), (7,)]))
-    def start(self, values: tuple[int, ...]) -> None:
+    @initialize(values=st.sampled_from([(0, 1, 2, 3, 4, 5), (0, 1, 2, 3), (7,)]), half_dead=st.booleans())
+    def start(self, values: tuple[int, ...], half_dead: bool) -> None:
+        """`half_dead`: the next prune has a pack to rewrite, if nobody names more of it before."""
         self.inner = ClockedStore()
         new_repository(self.inner, CHUNK)
         self.monotonic, self.real_monotonic = 0.0, clock.monotonic
@@ -57,12 +59,20 @@ class Histories(RuleBasedStateMachine):
         self.count = 0
         self.acknowledged: dict[str, tuple[int, ...]] = {}
         """Key of each checkpoint whose save returned and that nobody has begun to forget -> what it holds."""
+        self.granted: dict[str, tuple[int, ...]] = {}
+        """The same of what was forgotten and can be brought back."""
         self.set_clock = False
         """Whether the clock jumped: then what nobody acknowledged may be torn."""
         self.bases: dict[str, Manifest | None] = dict.fromkeys(NAMES)
         self.actors = {name: self.actor(name) for name in NAMES}
-        first = commit(Repository.open(self.inner), {"w": rows(values)}, 0)
-        self.acknowledged[first.key] = values
+        repository = Repository.open(self.inner)
+        first = commit(repository, {"w": rows(values)}, 0)
+        if half_dead:
+            last = commit(repository, {"w": rows(values[:1])}, 0, first.manifest)
+            self.acknowledged[last.key] = values[:1]
+            repository.forget(first.key)
+        else:
+            self.acknowledged[first.key] = values
         self.bases = dict.fromkeys(NAMES, first.manifest)
 
     def actor(self, name: str) -> Actor:
@@ -134,11 +144,16 @@ class Histories(RuleBasedStateMachine):
         seen["read"] += 1
 
     def prune(self, repository: Repository, kind: int) -> None:
+        if kind % 5 == 4 and self.granted:
+            self.undelete(repository, sorted(self.granted)[kind % len(self.granted)])
+            return
         keys = sorted(self.acknowledged, key=lambda key: key.rpartition("-")[2])
         if kind % 3 and len(keys) > 1:  # forgets first, one of the oldest
             key = keys[(kind // 3) % min(len(keys), 2)]
-            del self.acknowledged[key]
-            repository.forget(key)
+            values = self.acknowledged.pop(key)
+            repository.forget(key, grace=1e9 if kind % 6 == 1 else 0)
+            if kind % 6 == 1:
+                self.granted[key] = values
             seen["forgot"] += 1
         try:
             done = execute_prune(repository, plan_prune(repository, orphan_seconds=-1))
@@ -149,6 +164,17 @@ class Histories(RuleBasedStateMachine):
         seen["pruned"] += 1
         seen["deleted a pack"] += done.packs
         seen["rewrote a pack"] += done.rewritten
+
+    def undelete(self, repository: Repository, key: str) -> None:
+        values = self.granted.pop(key)
+        try:
+            bring_back(repository, layout.trash_key(key))
+        except StoreError as error:
+            assert error.kind == "locked", error
+            self.granted[key] = values
+            return
+        self.acknowledged[key] = values
+        seen["brought one back"] += 1
 
     # -- what happens to them -------------------------------------------------------------------------
 
@@ -196,8 +222,12 @@ class Histories(RuleBasedStateMachine):
         repository = Repository.open(self.inner)
         self.check_what_is_there(repository)
         self.inner.time = 2_000_000.0
+        execute_prune(repository, plan_prune(repository, orphan_seconds=-1))
+        for key in sorted(self.granted):
+            self.undelete(repository, key)
+        self.check_what_is_there(repository)
         for _ in range(3):  # a pack that was rewritten, its forwarding, and what is dead with it
-            execute_prune(repository, plan_prune(repository, orphan_seconds=-1))
+            execute_prune(repository, plan_prune(repository, orphan_seconds=-1, now=True))
         self.check_what_is_there(repository)
         assert self.set_clock or verify(repository).ok
         assert plan_prune(repository, orphan_seconds=-1).empty
@@ -261,6 +291,6 @@ def test_whatever_the_history(machine: type[Histories]) -> None:
         f"{HISTORIES // 2} histories:",
         ", ".join(f"{count} times {what}" for what, count in sorted(seen.items())),
     )
-    expected = ["saved", "deduplicated", "read", "forgot", "pruned", "deleted a pack", "rewrote a pack", "writer died",
+    expected = ["brought one back", "saved", "deduplicated", "read", "forgot", "pruned", "deleted a pack", "rewrote a pack", "writer died",
                 "pruner died", "another prune was at work"]  # fmt: skip
     assert [what for what in expected if not seen[what]] == [], "the histories show nothing"
