@@ -7,15 +7,12 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckpt_core.errors import CkptError, NotFoundError, UsageError
 from ckpt_core.hooks import HookContext, HookEvent, HookManager
 from ckpt_core.maintenance.deletion import Pruned
 from ckpt_core.maintenance.prune import PrunePlan
-from ckpt_core.maintenance.repair import RepairReport
-from ckpt_core.maintenance.scrubbing import ScrubReport
-from ckpt_core.maintenance.verify import Progress, VerifyReport
 from ckpt_core.model import Checkpoint
 from ckpt_core.pipeline import undo
 from ckpt_core.pipeline.fallback import LoadRequest, StateLoader
@@ -24,6 +21,11 @@ from ckpt_core.pipeline.resolve import Mode, candidates, choose_forgotten, newes
 from ckpt_core.pipeline.workspace import Workspace
 from ckpt_core.repository import GRACE_SECONDS, Verify
 from ckpt_core.tree import registry
+
+if TYPE_CHECKING:
+    from ckpt_core.maintenance.repair import RepairReport
+    from ckpt_core.maintenance.scrubbing import ScrubReport
+    from ckpt_core.maintenance.verify import Progress, VerifyReport
 
 __all__ = ["Library"]
 

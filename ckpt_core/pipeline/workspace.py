@@ -8,26 +8,28 @@ import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ckpt_core.errors import CkptError, CorruptionError, NotFoundError, ObjectNotFoundError, StoreError
 from ckpt_core.maintenance.census import Census
 from ckpt_core.maintenance.deletion import Pruned, execute_prune
-from ckpt_core.maintenance.documents import heal_store_document
 from ckpt_core.maintenance.integrity import IntegrityTracker
 from ckpt_core.maintenance.mirroring import adopt, alone
 from ckpt_core.maintenance.parity import Protected, check_percent, protect_all
 from ckpt_core.maintenance.prune import PrunePlan, plan_prune, plan_reclaim
-from ckpt_core.maintenance.reindex import ReindexReport
-from ckpt_core.maintenance.repair import RepairReport, discard_quarantine, repair
-from ckpt_core.maintenance.scrubbing import ScrubReport, portion, scrub
-from ckpt_core.maintenance.sources import Source
-from ckpt_core.maintenance.verify import Progress, VerifyReport, verify
 from ckpt_core.model import Checkpoint
 from ckpt_core.pipeline.index import Index
 from ckpt_core.pipeline.mirror import Mirror, mirror_of, remembered
 from ckpt_core.pipeline.resolve import check_tag
 from ckpt_core.repository import MetricSegments, References, Repository, layout
 from ckpt_core.stores import LocalStore, Store, open_store
+
+if TYPE_CHECKING:
+    from ckpt_core.maintenance.reindex import ReindexReport
+    from ckpt_core.maintenance.repair import RepairReport
+    from ckpt_core.maintenance.scrubbing import ScrubReport
+    from ckpt_core.maintenance.sources import Source
+    from ckpt_core.maintenance.verify import Progress, VerifyReport
 
 __all__ = ["Workspace"]
 
@@ -200,6 +202,10 @@ class Workspace:
         `share`: of all packs, those that make this share of the bytes are read, and of the rest the headers. It is
         the turn of those not read for longest.
         """
+        # Only now: it is seldom used, and the start of every process would pay for it.
+        from ckpt_core.maintenance.scrubbing import portion
+        from ckpt_core.maintenance.verify import verify
+
         keys = None if checkpoints is None else [c.key for c in checkpoints]
         tracker = self.tracker() if read_data and keys is None else None
         packs = portion(self.repository, tracker, share) if tracker is not None and share < 1 else None
@@ -226,6 +232,8 @@ class Workspace:
         progress: Progress | None = None,
     ) -> ScrubReport:
         """Reads and checks what was not for longest, as far as `limit` and `seconds` allow. See `scrub`."""
+        from ckpt_core.maintenance.scrubbing import scrub
+
         return scrub(
             self.repository, self.tracker(), rate=rate, limit=limit, seconds=seconds, progress=progress
         )
@@ -239,6 +247,8 @@ class Workspace:
     ) -> RepairReport:
         """Heals what is damaged or lost; what cannot be healed is put in quarantine. `mirror`: in place of the one
         that the store remembers. Raises StoreError; UsageError where the mirror is that of another store."""
+        from ckpt_core.maintenance.repair import repair
+
         there = self._source(mirror)
         restore = alone(self.repository, there) if there is not None else []
         with self._pruning:
@@ -279,6 +289,8 @@ class Workspace:
 
     def discard_quarantine(self) -> int:
         """Gives up what is in quarantine; returns how many objects that were."""
+        from ckpt_core.maintenance.repair import discard_quarantine
+
         count = discard_quarantine(self.repository)
         self.audit("discard-quarantine", self.repository.store.url, "done", objects=count)
         return count
@@ -291,6 +303,8 @@ class Workspace:
 
         Raises CorruptionError where it cannot be healed.
         """
+        from ckpt_core.maintenance.documents import heal_store_document
+
         store = open_store(root)
         place = remembered(store) if mirror is None else mirror
         return heal_store_document(store, None if place is None else open_store(place))
