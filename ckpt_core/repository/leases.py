@@ -54,21 +54,27 @@ class Claims:
 
 @final
 class HeldLease:
-    """A lease while it is held. For one thread at a time."""
+    """A lease while it is held. For one thread at a time. One that is not `written` nobody sees, and it stands."""
 
-    def __init__(self, store: Store, document: Lease) -> None:
+    def __init__(self, store: Store, document: Lease, *, written: bool = True) -> None:
         self._store = store
         self._document = document
         self._key = layout.lease_key(document.id)
-        self._put()
+        self._written = written
+        if written:
+            self._put()
 
     def renew(self) -> None:
         """A sign of life. Costs nothing but a look at the clock, most times. Raises StoreError."""
+        if not self._written:
+            return
         if clock.monotonic() - self._renewed > self._document.seconds / _RENEWALS and self.stands():
             self._put()
 
     def stands(self) -> bool:
         """Whether nobody can have taken this lease for over since it was put. Raises StoreError."""
+        if not self._written:
+            return True
         if clock.monotonic() - self._renewed > self._document.seconds / 2:
             self._lost = True
         self._lost = self._lost or not self._store.exists(self._key)
@@ -94,21 +100,34 @@ class Leases:
 
     @contextmanager
     def hold(
-        self, purpose: str, *, checkpoint: str | None = None, packs: tuple[str, ...] = (), lock: str = ""
+        self,
+        purpose: str,
+        *,
+        checkpoint: str | None = None,
+        packs: tuple[str, ...] = (),
+        lock: str = "",
+        makes_room: bool = False,
     ) -> Iterator[HeldLease]:
-        """A lease for as long as the block runs. `purpose` says what for, as `save`.
+        """A lease for as long as the block runs. `purpose` says what for, as `save`. What `makes_room` goes on
+        without one where the disk is full.
 
         `checkpoint` and `packs` are what no prune may delete. `lock` names what only one may do at a time:
         raises StoreError (kind `locked`) where another lease holds it.
         """
-        lease = self.take(purpose, checkpoint=checkpoint, packs=packs, lock=lock)
+        lease = self.take(purpose, checkpoint=checkpoint, packs=packs, lock=lock, makes_room=makes_room)
         try:
             yield lease
         finally:
             lease.release()
 
     def take(
-        self, purpose: str, *, checkpoint: str | None = None, packs: tuple[str, ...] = (), lock: str = ""
+        self,
+        purpose: str,
+        *,
+        checkpoint: str | None = None,
+        packs: tuple[str, ...] = (),
+        lock: str = "",
+        makes_room: bool = False,
     ) -> HeldLease:
         """As `hold`, for whoever releases it at another place."""
         document = Lease(
@@ -124,7 +143,12 @@ class Leases:
         key = layout.lease_key(document.id)
         _held[key] = document
         try:
-            lease = HeldLease(self._store, document)
+            try:
+                lease = HeldLease(self._store, document)
+            except StoreError as error:
+                if not (makes_room and error.kind == "full"):
+                    raise
+                lease = HeldLease(self._store, document, written=False)
             if lock:
                 self._refuse_second(lease, document)
         except BaseException:

@@ -319,7 +319,12 @@ class Repository:
         target = layout.trash_key(key)
         if grace > 0:
             self.store.info(key)
-            self.trash.grant(key, grace)
+            try:
+                self.trash.grant(key, grace)
+            except StoreError as error:
+                if error.kind != "full":  # then it is forgotten to make room
+                    raise
+                _log.warning("%s cannot be brought back after the next prune: the disk is full", key)
         self.store.move(key, target)
         return target
 

@@ -37,6 +37,9 @@ CALLS = {
     "repair": ((), "healed"),
     "parity": ((), "packs"),
     "mirror": (("off",), "url"),
+    "undelete": ((), "can_be_brought_back"),
+    "audit": ((), "entries"),
+    "catalog": (("list",), "backups"),
     "completion": (("bash",), "script"),
 }
 

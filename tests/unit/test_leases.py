@@ -259,6 +259,29 @@ def test_of_two_that_want_one_lock_the_second_is_refused(store: MemoryStore, lea
         pass
 
 
+def test_on_a_full_disk_what_makes_room_goes_on_but_beside_nobody(leases: Leases) -> None:
+    store = ScriptedStore(MemoryStore())
+
+    def full(operation: str, key: str, when: str) -> None:
+        if operation == "put":
+            raise StoreError("no room", kind="full")
+
+    store.script = full
+    crowded = Leases(store)
+    with pytest.raises(StoreError, match="no room"):
+        crowded.take("save", lock="one")
+    with crowded.hold("prune", lock="one", makes_room=True) as lease:
+        assert lease.stands()
+        lease.renew()
+    store.script = None
+    with Leases(store, ELSEWHERE).hold("prune", lock="one"):
+        store.script = full
+        with pytest.raises(StoreError, match="another prune") as caught:
+            crowded.take("prune", lock="one", makes_room=True)
+        assert caught.value.kind == "locked"
+        store.script = None
+
+
 def test_a_lock_that_was_left_behind_falls(store: MemoryStore, clocks: Clocks, leases: Leases) -> None:
     Leases(store, ELSEWHERE).take("prune", lock="one")
     clocks.store += LOCK_SECONDS + 1
