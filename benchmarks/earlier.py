@@ -38,23 +38,28 @@ def read(path: Path) -> Results:
 
 
 def put_in(earlier: Results, again: Results, order: tuple[str, ...]) -> Results:
-    """The earlier results, with what was measured `again` in the place of the same groups. Which these are,
+    """The earlier results, with what was measured `again` in the place of the same figures. Which these are,
     when they were run and how busy the machine was then stands in the fact `again`."""
-    groups = {row.group for row in again.rows}
+    rows = {(row.group, row.figure) for row in again.rows}
+    races = {race[:2] for race in again.races}
     lines = {(curve.plot, curve.line) for curve in again.curves}
     facts = {name: again.facts[name] for name in ("date", "load_average", "options")}
+    told: dict[str, list[str]] = {}
+    for group, figure in sorted(rows):
+        told.setdefault(group, []).append(figure)
     said: Any = earlier.facts.get("again", {})
     return Results(
         sorted(
-            [row for row in earlier.rows if row.group not in groups] + again.rows,
+            [row for row in earlier.rows if (row.group, row.figure) not in rows] + again.rows,
             key=lambda row: order.index(row.group),
         ),
         sorted(
-            [race for race in earlier.races if race[0] not in groups] + again.races,
+            [race for race in earlier.races if race[:2] not in races] + again.races,
             key=lambda race: order.index(race[0]),
         ),
         [curve for curve in earlier.curves if (curve.plot, curve.line) not in lines] + again.curves,
-        earlier.facts | {"again": said | dict.fromkeys(sorted(groups), facts)},
+        earlier.facts
+        | {"again": said | {group: facts | {"figures": figures} for group, figures in told.items()}},
     )
 
 

@@ -172,7 +172,7 @@ def page(results: Results, images: Sequence[str]) -> str:
         "",
         *(
             f"Measured again on {of['date'][:10]}, {of['options']['rounds']} rounds, load {of['load_average'][0]}: "
-            f"{name}.\n"
+            f"{name} ({'; '.join(of['figures'])}).\n"
             for name, of in facts.get("again", {}).items()
         ),
         *(f"**{said}**\n" for said in warnings(results)),
