@@ -13,7 +13,7 @@ from ckpt_core.errors import NotFoundError, UsageError
 from ckpt_core.format.documents import Manifest
 from ckpt_core.model import Checkpoint, TensorSpec
 from ckpt_core.repository import ChunkReader, Repository, Verify
-from ckpt_core.tree import CodecRegistry, TensorCodec, dtypes, plain_value, tensor_paths, walk
+from ckpt_core.tree import CodecRegistry, TensorCodec, dtypes, plain_value, tensors_in, walk
 
 __all__ = ["CheckpointReader", "LazyTensor"]
 
@@ -113,7 +113,7 @@ class CheckpointReader(Mapping[str, Any]):
         self._registry = registry
         self._framework = framework
         self._leaves = dict(walk(manifest.state))
-        self._tensors = tensor_paths(manifest.state)
+        self._tensors = tensors_in(self._leaves.items())
 
     def __getitem__(self, path: str) -> Any:
         if path in self._tensors:

@@ -32,6 +32,7 @@ Verify = Literal["full", "lazy", "off"]
 
 _PARALLEL = 4 << 20
 _LOOKS = 3
+_AHEAD = 3
 _FORWARDS = 100  # a chain of rewritten packs that is longer leads nowhere
 _SMALL = 64 << 10
 _PIECE = 512 << 10  # read and hashed at once: what a core's own cache holds
@@ -98,10 +99,15 @@ class ChunkReader:
         size = dtypes.nbytes(self.spec(index))
         if size < _PARALLEL:
             return np.empty(size, np.uint8)
-        offset = self.manifest.tensors[index].shards[0].chunks[0].offset
-        memory = np.empty(size + PAGE, np.uint8)
-        begin = (offset - address(memory)) % PAGE if offset % _LINE == 0 else 0
-        return memory[begin : begin + size]
+        return self._memory(index, 0, size)
+
+    def _memory(self, index: int, begin: int, end: int) -> Buffer:
+        """Memory for a range of a tensor, which lies in its pages as the range does in its pack."""
+        offset = self.manifest.tensors[index].shards[0].chunks[begin // self.manifest.chunk_bytes].offset
+        offset += begin % self.manifest.chunk_bytes
+        memory = np.empty(end - begin + PAGE, np.uint8)
+        start = (offset - address(memory)) % PAGE if offset % _LINE == 0 else 0
+        return memory[start : start + end - begin]
 
     def read_all(self, wanted: Iterable[tuple[int, Buffer]]) -> None:
         """Fills each buffer with the whole of a tensor, several chunks at a time.
@@ -122,7 +128,7 @@ class ChunkReader:
         few = total < threads * self.manifest.chunk_bytes  # then each chunk is read by several, too
         with ExitStack() as stack:
             pool = stack.enter_context(ThreadPoolExecutor(threads, thread_name_prefix="ckpt-read"))
-            ahead = stack.enter_context(ThreadPoolExecutor(threads, "ckpt-ahead")) if few else None
+            ahead = stack.enter_context(ThreadPoolExecutor(_AHEAD, "ckpt-ahead")) if few else None
             futures = [pool.submit(self._read_group, group, ahead) for group in _groups(jobs)]
             try:
                 for future in futures:
@@ -141,7 +147,7 @@ class ChunkReader:
         chunk_bytes = self.manifest.chunk_bytes
         first = begin if self._verify == "off" else begin // chunk_bytes * chunk_bytes
         last = end if self._verify == "off" else min(-(-end // chunk_bytes) * chunk_bytes, size)
-        out = np.empty(last - first, np.uint8)
+        out = self._memory(index, first, last)
         self._run(list(self._jobs(index, first, last, out)))
         return out[begin - first : end - first]
 

@@ -11,7 +11,7 @@ from ckpt_core.tree.codecs import (
     registry,
 )
 from ckpt_core.tree.flatten import Flat, Leaf, flatten
-from ckpt_core.tree.nodes import check_tree, plain_value, tensor_paths, walk
+from ckpt_core.tree.nodes import check_tree, plain_value, tensor_paths, tensors_in, walk
 from ckpt_core.tree.rebuild import rebuild, rebuild_like, wanted_tensors
 from ckpt_core.tree.selection import Selection
 from ckpt_core.tree.structures import closed, opened
@@ -36,6 +36,7 @@ __all__ = [
     "register_codec",
     "registry",
     "tensor_paths",
+    "tensors_in",
     "walk",
     "wanted_tensors",
 ]

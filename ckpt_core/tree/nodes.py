@@ -12,7 +12,7 @@ import base64
 import enum
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ckpt_core.errors import FormatError
@@ -29,6 +29,7 @@ __all__ = [
     "plain_value",
     "tag_of",
     "tensor_paths",
+    "tensors_in",
     "walk",
 ]
 
@@ -133,7 +134,11 @@ def walk(node: Any, path: str | None = None) -> Iterator[tuple[str, Any]]:
 
 def tensor_paths(tree: Any) -> dict[str, int]:
     """The index of the tensor at each path of a tree; tied tensors stand under every one of their paths."""
-    leaves = walk(tree)
+    return tensors_in(walk(tree))
+
+
+def tensors_in(leaves: Iterable[tuple[str, Any]]) -> dict[str, int]:
+    """The same, of leaves as `walk` gives them."""
     return {path: node["$tensor"] for path, node in leaves if isinstance(node, dict) and "$tensor" in node}
 
 
