@@ -67,9 +67,9 @@ def test_no_file_names_a_machine() -> None:
     [
         ("see /" + "root/notes", True),
         ('open("/' + 'home/somebody/x")', True),
-        ("/" + "tmp/bash_jobs", True),
+        ("/" + "tmp/bash-7", True),
         ("/" + "tmp/ckpt", False),
-        ("run in /" + "work/main", True),
+        ("run in /" + "work/here", True),
         ("{tox_root}/integrations", False),
         ("tree/root", False),
         ("a/work/b", False),
