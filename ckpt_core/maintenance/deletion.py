@@ -47,7 +47,7 @@ def execute_prune(
     work: then nothing was done); CorruptionError where a chunk to be moved is damaged (its pack is then left
     alone and the rest is still done first).
     """
-    with repository.leases.hold("prune", lock=MAINTENANCE, makes_room=True) as lease:
+    with repository.leases.take("prune", lock=MAINTENANCE, makes_room=True) as lease:
         repository.leases.end_dead()
         return _Execution(repository, plan, census, lease).run(sweep)
 

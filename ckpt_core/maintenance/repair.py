@@ -86,7 +86,7 @@ class _Repair:
     def run(self, restore: Iterable[str], progress: Progress | None) -> RepairReport:
         if self.dry_run:
             return self._work(restore, progress, lambda: None)
-        with Leases(self.repository.store).hold("repair", lock=MAINTENANCE) as lease:
+        with Leases(self.repository.store).take("repair", lock=MAINTENANCE) as lease:
             return self._work(restore, progress, lease.renew)
 
     def _work(

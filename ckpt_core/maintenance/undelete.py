@@ -15,7 +15,7 @@ def bring_back(repository: Repository, key: str) -> Committed:
     Raises NotFoundError (kind `forgotten`) where it, or something that it needs, is gone for good, and then
     nothing is changed; StoreError (of kind `locked` while somebody prunes).
     """
-    with repository.leases.hold("undelete", lock=MAINTENANCE):
+    with repository.leases.take("undelete", lock=MAINTENANCE):
         try:
             committed = repository.read(key)
             reader = repository.reader(committed.manifest)

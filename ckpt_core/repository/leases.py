@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import final
+from types import TracebackType
+from typing import Self, final
 
 from ckpt_core import clock, ids
 from ckpt_core.config import actor, has_ended, process
@@ -86,6 +87,14 @@ class HeldLease:
         with suppress(StoreError):
             self._store.delete(self._key, durable=False)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
     def _put(self) -> None:
         self._store.put(self._key, seal(self._document), durable=False)
         self._renewed, self._lost = clock.monotonic(), False
@@ -98,28 +107,6 @@ class Leases:
         self._store = store
         self._process = process
 
-    @contextmanager
-    def hold(
-        self,
-        purpose: str,
-        *,
-        checkpoint: str | None = None,
-        packs: tuple[str, ...] = (),
-        lock: str = "",
-        makes_room: bool = False,
-    ) -> Iterator[HeldLease]:
-        """A lease for as long as the block runs. `purpose` says what for, as `save`. What `makes_room` goes on
-        without one where the disk is full.
-
-        `checkpoint` and `packs` are what no prune may delete. `lock` names what only one may do at a time:
-        raises StoreError (kind `locked`) where another lease holds it.
-        """
-        lease = self.take(purpose, checkpoint=checkpoint, packs=packs, lock=lock, makes_room=makes_room)
-        try:
-            yield lease
-        finally:
-            lease.release()
-
     def take(
         self,
         purpose: str,
@@ -129,7 +116,12 @@ class Leases:
         lock: str = "",
         makes_room: bool = False,
     ) -> HeldLease:
-        """As `hold`, for whoever releases it at another place."""
+        """A lease until it is released, as at the end of a `with` block. `purpose` says what for, as `save`. What
+        `makes_room` goes on without one where the disk is full.
+
+        `checkpoint` and `packs` are what no prune may delete. `lock` names what only one may do at a time:
+        raises StoreError (kind `locked`) where another lease holds it.
+        """
         document = Lease(
             id=ids.new_ulid(),
             purpose=purpose,

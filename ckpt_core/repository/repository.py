@@ -225,7 +225,7 @@ class Repository:
         names = tuple(pack.name for pack in base.packs) if base is not None else ()
         for _ in range(_TRIES):
             checkpoint = ids.new_ulid()
-            with self.leases.hold("save", checkpoint=checkpoint, packs=names) as lease:
+            with self.leases.take("save", checkpoint=checkpoint, packs=names) as lease:
                 part = write_part(
                     self.store,
                     snapshot,

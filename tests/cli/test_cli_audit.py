@@ -27,7 +27,7 @@ def test_every_change_is_told(ckpt: Call, store: Path) -> None:
     ckpt("forget", "mnist@step=10")
     ckpt("undelete", "step=10")
     ckpt("forget", "mnist@step=10")
-    with Leases(LocalStore(store), "another machine/1/2/3").hold("prune", lock="maintenance"):
+    with Leases(LocalStore(store), "another machine/1/2/3").take("prune", lock="maintenance"):
         ckpt("prune", "--now")
     ckpt("prune", "--now")
     ckpt("reindex")

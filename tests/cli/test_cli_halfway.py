@@ -19,7 +19,7 @@ def findings(ckpt: Call, check: str) -> list[dict[str, Any]]:
 
 def test_who_is_at_work(ckpt: Call, store: Path) -> None:
     assert findings(ckpt, "leases")[0]["message"] == "nobody is at work on the store"
-    with Leases(LocalStore(store), "another machine/1/2/3").hold("save"):
+    with Leases(LocalStore(store), "another machine/1/2/3").take("save"):
         (found,) = findings(ckpt, "leases")
         assert (found["level"], "at work: save by" in found["message"]) == ("ok", True)
 

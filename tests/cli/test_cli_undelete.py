@@ -57,7 +57,7 @@ def test_what_was_pruned_at_once_does_not_come_back(ckpt: Call, store: Path) -> 
 
 def test_while_somebody_prunes_it_says_so(ckpt: Call, store: Path) -> None:
     ckpt("forget", "mnist@step=10")
-    with Leases(LocalStore(store), "another machine/1/2/3").hold("prune", lock="maintenance"):
+    with Leases(LocalStore(store), "another machine/1/2/3").take("prune", lock="maintenance"):
         for command in (("undelete", "step=10"), ("prune",)):
             answer = ckpt(*command)
             assert answer.code == 11

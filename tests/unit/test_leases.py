@@ -65,7 +65,7 @@ def keys(store: MemoryStore) -> list[str]:
 
 
 def test_a_lease_is_a_sealed_object_for_as_long_as_the_block_runs(store: MemoryStore, leases: Leases) -> None:
-    with leases.hold("save", checkpoint=OWN, packs=(PACK,)) as lease:
+    with leases.take("save", checkpoint=OWN, packs=(PACK,)) as lease:
         (key,) = keys(store)
         document = unseal(store.get(key), Lease, key)
         assert key == layout.lease_key(document.id)
@@ -84,7 +84,7 @@ def test_a_lease_is_a_sealed_object_for_as_long_as_the_block_runs(store: MemoryS
 def test_a_lease_ends_with_an_error_too_and_with_one_of_the_store() -> None:
     store = ScriptedStore(MemoryStore())
     leases = Leases(store)
-    with pytest.raises(ZeroDivisionError), leases.hold("save"):
+    with pytest.raises(ZeroDivisionError), leases.take("save"):
         raise ZeroDivisionError
     assert list(store.list("leases")) == []
 
@@ -92,12 +92,12 @@ def test_a_lease_ends_with_an_error_too_and_with_one_of_the_store() -> None:
         if operation == "delete":
             raise StoreError("the disk is gone")
 
-    with leases.hold("save", packs=(PACK,), lock="x"):
+    with leases.take("save", packs=(PACK,), lock="x"):
         store.script = refuse
     store.script = None
     assert len(list(store.list("leases"))) == 1
     assert PACK not in leases.claims(), "its holder has ended it"
-    with leases.hold("save", lock="x"):
+    with leases.take("save", lock="x"):
         pass
 
 
@@ -247,15 +247,15 @@ def test_a_lease_of_a_later_version_keeps_everything(
 
 
 def test_of_two_that_want_one_lock_the_second_is_refused(store: MemoryStore, leases: Leases) -> None:
-    with leases.hold("prune", lock="one"):
+    with leases.take("prune", lock="one"):
         for second in (leases, Leases(store, ELSEWHERE)):
             with pytest.raises(StoreError, match=rf"another prune \(.*:{os.getpid()}\)") as caught:
                 second.take("prune", lock="one")
             assert caught.value.kind == "locked"
-            with second.hold("prune", lock="two"), second.hold("save"):
+            with second.take("prune", lock="two"), second.take("save"):
                 pass
         assert len(keys(store)) == 1
-    with leases.hold("prune", lock="one"):
+    with leases.take("prune", lock="one"):
         pass
 
 
@@ -270,11 +270,11 @@ def test_on_a_full_disk_what_makes_room_goes_on_but_beside_nobody(leases: Leases
     crowded = Leases(store)
     with pytest.raises(StoreError, match="no room"):
         crowded.take("save", lock="one")
-    with crowded.hold("prune", lock="one", makes_room=True) as lease:
+    with crowded.take("prune", lock="one", makes_room=True) as lease:
         assert lease.stands()
         lease.renew()
     store.script = None
-    with Leases(store, ELSEWHERE).hold("prune", lock="one"):
+    with Leases(store, ELSEWHERE).take("prune", lock="one"):
         store.script = full
         with pytest.raises(StoreError, match="another prune") as caught:
             crowded.take("prune", lock="one", makes_room=True)
@@ -285,7 +285,7 @@ def test_on_a_full_disk_what_makes_room_goes_on_but_beside_nobody(leases: Leases
 def test_a_lock_that_was_left_behind_falls(store: MemoryStore, clocks: Clocks, leases: Leases) -> None:
     Leases(store, ELSEWHERE).take("prune", lock="one")
     clocks.store += LOCK_SECONDS + 1
-    with leases.hold("prune", lock="one"):
+    with leases.take("prune", lock="one"):
         leases.end_dead()
         assert len(keys(store)) == 1
     assert keys(store) == []
@@ -334,7 +334,7 @@ def test_what_a_lease_names_is_neither_deleted_nor_rewritten_nor_left_out_of_cir
     second = commit(repository, {"w": rows(3)}, 2)
     repository.forget(first.key)
     names = (first.packs[0][0],)
-    with Leases(repository.store, ELSEWHERE).hold("save", packs=names):
+    with Leases(repository.store, ELSEWHERE).take("save", packs=names):
         plan = plan_prune(repository, orphan_seconds=-1)
         assert (plan.packs, plan.claimed, plan.manifests) == ((), names, ())
         assert plan.empty
@@ -353,7 +353,7 @@ def test_a_lease_that_comes_after_the_plan_is_seen_and_what_waits_in_the_trash_s
     first = commit(repository, {"w": rows(1, 2)}, 1)
     repository.forget(first.key)
     plan = plan_prune(repository)
-    with Leases(repository.store, ELSEWHERE).hold("save", packs=(first.packs[0][0],)):
+    with Leases(repository.store, ELSEWHERE).take("save", packs=(first.packs[0][0],)):
         done = execute_prune(repository, plan)
         assert (done.packs, done.manifests, done.freed) == (0, 0, 0)
         assert repository.store.exists(layout.pack_key(first.packs[0][0]))
@@ -378,7 +378,7 @@ def test_two_prunes_exclude_each_other() -> None:
     first = commit(repository, {"w": rows(1)}, 1)
     repository.forget(first.key)
     plan = plan_prune(repository)
-    with Leases(repository.store, ELSEWHERE).hold("prune", lock=MAINTENANCE):
+    with Leases(repository.store, ELSEWHERE).take("prune", lock=MAINTENANCE):
         with pytest.raises(StoreError, match="another prune") as caught:
             execute_prune(repository, plan)
         assert caught.value.kind == "locked"

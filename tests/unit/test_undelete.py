@@ -196,7 +196,7 @@ def test_one_that_is_forgotten_while_a_prune_runs_keeps_its_grace() -> None:
 def test_it_waits_for_no_prune(repository: Repository) -> None:
     first = commit(repository, {"w": rows(1)}, 1)
     trashed = repository.forget(first.key, grace=100)
-    with Leases(repository.store, "another machine/1/2/3").hold("prune", lock=MAINTENANCE):
+    with Leases(repository.store, "another machine/1/2/3").take("prune", lock=MAINTENANCE):
         with pytest.raises(StoreError, match="another prune") as caught:
             bring_back(repository, trashed)
         assert caught.value.kind == "locked"
