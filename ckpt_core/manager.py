@@ -134,6 +134,11 @@ class CheckpointManager(Library):
         self.on_save_error: OnSaveError = on_save_error
         self._raised = 0
         self._process = os.getpid()
+        try:
+            manager.serve(self)
+        except BaseException:
+            workspace.close()
+            raise
         if self._sole is not None:  # also of a manager that nobody closed
             weakref.finalize(self, self._sole.close)
         reference = weakref.ref(self)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from ckpt_core.hooks.base import BaseHook, FunctionHook, hook
 from ckpt_core.hooks.context import HookContext
 from ckpt_core.hooks.events import HookEvent, HookPriority
+from ckpt_core.hooks.installed import installed_hooks, make_hook
 from ckpt_core.hooks.manager import HookManager
 from ckpt_core.hooks.results import HookFailure, HookOutcome, HookStatistics
 
@@ -23,4 +24,6 @@ __all__ = [
     "HookPriority",
     "HookStatistics",
     "hook",
+    "installed_hooks",
+    "make_hook",
 ]

@@ -71,6 +71,13 @@ class BaseHook(ABC):
         if "name" not in cls.__dict__:
             cls.name = cls.__name__
 
+    def attach(self, owner: Any) -> None:
+        """Told whose hook it is: a CheckpointManager, when it is made or the hook is registered with it.
+
+        For hooks that look at the store or at other checkpoints. What it raises is an error of the registration.
+        """
+        return
+
     @abstractmethod
     def execute(self, context: HookContext) -> Answer:
         """React; plain or `async def`. False (or `context.veto(why)`) on a `BEFORE_*` event refuses it.

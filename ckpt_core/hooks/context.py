@@ -1,6 +1,6 @@
 """What a hook is told, and the two things it may say back: ask for a save, refuse what is about to happen.
 
-The facts are frozen. The state of the training run is never among them: hooks see its shadow only.
+The facts are frozen. The live state of the training run is never among them: hooks see the copy that is saved.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ class HookContext:
 
     `epoch` counts from 0. `reason` says why the event happened (what asked for the save, which signal
     preempted). `error` is the exception of a `*_FAILED` event. `data` holds further facts of the event.
+    `tensors`, on BEFORE_SAVE: what is about to be written, by path, as numpy arrays that cannot be written to.
+    They are good until the call returns: copy what is to be kept.
     """
 
     event: HookEvent
@@ -50,6 +52,7 @@ class HookContext:
     data: Mapping[str, Any] = field(default_factory=dict)
     reason: str | None = None
     error: BaseException | None = None
+    tensors: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
     _answers: _Answers = field(default_factory=lambda: _Answers([]), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -100,6 +103,8 @@ class HookContext:
         """
         view = copy.copy(self)
         object.__setattr__(view, "_answers", _Answers(list(self._answers.requests), background=background))
+        if background:  # by then their memory holds another state
+            object.__setattr__(view, "tensors", None)
         return view
 
     def take_answers(self, view: HookContext) -> str | None:

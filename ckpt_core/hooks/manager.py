@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from ckpt_core import clock
 from ckpt_core.errors import HookError, UsageError
@@ -40,6 +41,7 @@ class HookManager:
         self._registered: tuple[Registration, ...] = ()
         self._listeners: dict[HookEvent, tuple[Registration, ...]] = {}
         self._number = 0
+        self._owner: Any = None
         self._background = BackgroundQueue(self._run_in_background, background_limit)
         for hook in hooks:
             self.register_hook(hook)
@@ -70,9 +72,18 @@ class HookManager:
                     hook=hook.name,
                 )
             registration = Registration(hook, self._free_name(hook), events, self._number)
+            if self._owner is not None:
+                hook.attach(self._owner)
             self._number += 1
             self._publish((*self._registered, registration))
         return hook
+
+    def serve(self, owner: Any) -> None:
+        """Tell the hooks, those that are here and those to come, whose they are. See BaseHook.attach."""
+        with self._lock:
+            self._owner = owner
+            for entry in self._registered:
+                entry.hook.attach(owner)
 
     def unregister_hook(self, hook: BaseHook | Callable[..., object] | str) -> None:
         """Take out a hook, given as it was registered or by its name. Its statistics go with it.

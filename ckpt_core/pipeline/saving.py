@@ -20,6 +20,7 @@ from ckpt_core.maintenance.parity import protect_all
 from ckpt_core.maintenance.rewriting import rebased
 from ckpt_core.model import Attempt, Checkpoint, Snapshot
 from ckpt_core.pipeline.queue import SaveHandle
+from ckpt_core.pipeline.staging import StagedArrays
 from ckpt_core.pipeline.workspace import Workspace
 from ckpt_core.repository import Committed, Draft
 
@@ -115,7 +116,7 @@ class Saver:
             handle.fail(error)
 
     def _save(self, request: SaveRequest, snapshot: Snapshot) -> Checkpoint:
-        outcome = self._fire(HookEvent.BEFORE_SAVE, request)
+        outcome = self._fire(HookEvent.BEFORE_SAVE, request, tensors=StagedArrays(snapshot))
         if outcome.vetoed:
             raise SaveNotDoneError(
                 f"the save of step {request.step} was vetoed by {'; '.join(outcome.reasons)}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,9 +12,9 @@ import numpy as np
 from ckpt_core.format.pack import pack_order
 from ckpt_core.model import Buffer, Snapshot, StagedTensor
 from ckpt_core.pages import pages
-from ckpt_core.tree import Flat, Leaf, dtypes
+from ckpt_core.tree import Flat, Leaf, dtypes, registry
 
-__all__ = ["Arena", "ArenaPool", "borrow", "copy"]
+__all__ = ["Arena", "ArenaPool", "StagedArrays", "borrow", "copy"]
 
 
 class Arena:
@@ -148,3 +148,22 @@ def borrow(flat: Flat) -> Snapshot:
             leaf.codec.copy_into(leaf.value, data)
         staged.append(StagedTensor(leaf.path, leaf.codec.name, leaf.spec, data))
     return Snapshot(flat.tree, tuple(staged))
+
+
+class StagedArrays(Mapping[str, np.ndarray[Any, Any]]):
+    """The tensors of a snapshot by path, as numpy arrays over its memory, which cannot be written to."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._tensors = {tensor.path: tensor for tensor in snapshot.tensors}
+
+    def __getitem__(self, path: str) -> np.ndarray[Any, Any]:
+        tensor = self._tensors[path]
+        array: np.ndarray[Any, Any] = registry.tensor_named("numpy").wrap(tensor.spec, tensor.data)
+        array.flags.writeable = False
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
