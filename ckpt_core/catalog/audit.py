@@ -99,13 +99,12 @@ def entries(connection: Connection, limit: int | None) -> list[AuditEntry]:
 def first_broken(connection: Connection) -> int | None:
     """The id of the first entry that is not as it was written, or is missing; None where all are well."""
     expected, previous = 1, _GENESIS
-    rows = connection.execute(
-        select(audit_log).order_by(audit_log.c.id), execution_options={"yield_per": 1000}
-    )
-    for row in rows.mappings():
-        if row["id"] != expected or row["previous_hash"] != previous or row["hash"] != _link(row):
-            return expected if row["id"] > expected else int(row["id"])
-        expected, previous = expected + 1, row["hash"]
+    query = select(audit_log).order_by(audit_log.c.id)
+    with connection.execute(query, execution_options={"yield_per": 1000}) as rows:
+        for row in rows.mappings():
+            if row["id"] != expected or row["previous_hash"] != previous or row["hash"] != _link(row):
+                return expected if row["id"] > expected else int(row["id"])
+            expected, previous = expected + 1, row["hash"]
     head = connection.execute(select(audit_head).where(audit_head.c.id == _HEAD)).one_or_none()
     if head is None or head.last_id >= expected:
         return expected  # entries at the end are gone

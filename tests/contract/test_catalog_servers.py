@@ -1,0 +1,34 @@
+"""The catalog's suite on the servers that teams have."""
+
+from __future__ import annotations
+
+import pytest
+
+for part in ("", "_case", "_checkpoints", "_history", "_queries"):
+    pytest.register_assert_rewrite(f"contract.catalog{part}")
+
+from contract.catalog import CatalogContract  # noqa: E402
+from contract.catalog_case import emptied  # noqa: E402
+from contract.servers import MariaDB, PostgreSQL  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def in_postgresql(postgresql: PostgreSQL) -> str:
+    return postgresql.new_database().render_as_string(hide_password=False)
+
+
+@pytest.fixture(scope="module")
+def in_mariadb(mariadb: MariaDB) -> str:
+    return mariadb.new_database().render_as_string(hide_password=False)
+
+
+class TestPostgreSQL(CatalogContract):
+    @pytest.fixture
+    def url(self, in_postgresql: str) -> str:
+        return emptied(in_postgresql)
+
+
+class TestMariaDB(CatalogContract):
+    @pytest.fixture
+    def url(self, in_mariadb: str) -> str:
+        return emptied(in_mariadb)
