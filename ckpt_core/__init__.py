@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ckpt_core.backends import StorageBackend as StorageBackend
     from ckpt_core.errors import CatalogError as CatalogError
     from ckpt_core.errors import CkptError as CkptError
     from ckpt_core.errors import CorruptionError as CorruptionError
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from ckpt_core.tree import register_codec as register_codec
 
 _MODULES = {
+    "ckpt_core.backends": ("StorageBackend",),
     "ckpt_core.errors": (
         "CatalogError", "CkptError", "CorruptionError", "FormatError", "HookError", "MissingExtraError",
         "NotFoundError", "SaveFailedError", "SaveNotDoneError", "StateError", "StateMismatchError", "StoreError",

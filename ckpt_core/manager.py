@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, final
 
 from ckpt_core import ids
+from ckpt_core.backends import StorageBackend, as_backend
 from ckpt_core.config import cores
 from ckpt_core.errors import CkptError, SaveFailedError, UsageError
 from ckpt_core.format.compression import Compression
@@ -52,7 +53,9 @@ class CheckpointManager(Library):
     """Saves, finds and loads the checkpoints of one experiment in one store.
 
     `root`: a path, a URL (`file://`, `memory://`) or a Store. `experiment`: its name, up to 255 characters.
-    `catalog`: a SQLAlchemy URL; left out, SQLite inside the store. `metric` and `mode` say what *best* is.
+    `catalog`: a SQLAlchemy URL; left out, SQLite inside the store. `backend`: what makes files of a state: the engine
+    itself (`native`), which writes what has changed and reads piece by piece, or a StorageBackend by name or as it
+    is. `metric` and `mode` say what *best* is.
     `save_policy` asks for saves at training events (adapters and sessions fire them); `retention` are
     policies of which any one keeps a checkpoint, and without which everything is kept; `hooks` react to
     events. At most `max_pending` saves wait to be written; `on_busy` says what a further one does: `wait`,
@@ -77,6 +80,7 @@ class CheckpointManager(Library):
         *,
         experiment: str,
         catalog: str | None = None,
+        backend: str | StorageBackend = "native",
         metric: str | None = None,
         mode: Mode = "min",
         save_policy: SavePolicy | None = None,
@@ -105,6 +109,7 @@ class CheckpointManager(Library):
         staged_bytes = _checked(staged_bytes, "staged_bytes")
         check_options(chunk_bytes, digest, compression)
         check_percent(parity)
+        made_by = as_backend(backend)
         self._queue = SaveQueue(max_pending, on_busy)
         manager = HookManager(hooks)
         if save_policy is not None:
@@ -113,7 +118,7 @@ class CheckpointManager(Library):
             root, catalog=catalog, create=True, chunk_bytes=chunk_bytes, digest=digest, mirror=mirror
         )
         workspace.index.connect()
-        super().__init__(workspace, experiment, manager, metric, mode)
+        super().__init__(workspace, experiment, manager, metric, mode, made_by)
         try:
             self._sole = SoleWriter(workspace.repository, experiment) if exclusive else None
         except BaseException:
@@ -124,7 +129,7 @@ class CheckpointManager(Library):
         self._retention = Retention(workspace, experiment, manager, retention, metric, mode)
         self._saver = Saver(
             workspace, experiment, manager, self._metrics.flush, self._is_best, self._retention.apply,
-            compression=compression, parity=parity, approve=self._sole.check if self._sole else None,
+            compression=compression, backend=made_by, parity=parity, approve=self._sole.check if self._sole else None,
         )  # fmt: skip
         self._intake = Intake(self._queue, self._saver, threads=threads, staged_bytes=staged_bytes)
         self._lock = threading.RLock()

@@ -7,6 +7,7 @@ import inspect
 import os
 from typing import Any, TypedDict, final
 
+from ckpt_core.backends import StorageBackend
 from ckpt_core.errors import UsageError
 from ckpt_core.format.compression import Compression
 from ckpt_core.format.hashing import Algorithm
@@ -24,6 +25,7 @@ class ManagerOptions(TypedDict, total=False):
     """
 
     catalog: str | None
+    backend: str | StorageBackend | None
     max_pending: int | None
     on_busy: OnBusy | None
     staged_bytes: int | None

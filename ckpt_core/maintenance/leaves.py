@@ -89,6 +89,8 @@ def plain(tree: Any, manifest: Manifest) -> Any:
         return items
     if tag == "$namedtuple":
         return dict(zip(tree[tag]["fields"], items, strict=True))
+    if tag == "$backend":
+        tree = tree[tag]["files"]
     keys = [plain_value(key) for key, _ in tree[tag]] if tag == "$dict" else list(tree)
     return {str(key): item for key, item in zip(keys, items, strict=True)}
 

@@ -123,8 +123,9 @@ def temporaries(repository: Repository) -> Iterator[Finding]:
     limit = store_time(repository) - _STALE_SECONDS
     count = total = 0
     for folder, _, names in os.walk(root):
+        inside = TEMPORARY in folder[len(str(root)) :]
         for name in names:
-            if name.startswith(TEMPORARY):
+            if inside or name.startswith(TEMPORARY):
                 with suppress(FileNotFoundError):  # its writer finished
                     status = os.lstat(os.path.join(folder, name))
                     if status.st_mtime < limit:

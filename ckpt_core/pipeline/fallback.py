@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from ckpt_core.backends import StorageBackend
 from ckpt_core.errors import CkptError, CorruptionError, NotFoundError, StoreError, UsageError
 from ckpt_core.hooks import HookContext, HookEvent, HookManager, HookOutcome
 from ckpt_core.model import Checkpoint
@@ -36,9 +37,12 @@ class LoadRequest:
 class StateLoader:
     """Loads states from one workspace, with the events around it."""
 
-    def __init__(self, workspace: Workspace, hooks: HookManager) -> None:
+    def __init__(
+        self, workspace: Workspace, hooks: HookManager, backend: StorageBackend | None = None
+    ) -> None:
         self._workspace = workspace
         self._hooks = hooks
+        self._backend = backend
 
     def load(
         self, wanted: Checkpoint, others: Iterable[Checkpoint], request: LoadRequest
@@ -100,6 +104,7 @@ class StateLoader:
                 include=request.include,
                 verify=request.verify,
                 framework=request.framework,
+                backend=self._backend,
             )
         except CkptError as error:
             self._fire(HookEvent.LOAD_FAILED, checkpoint, error=error)

@@ -15,7 +15,7 @@ from ckpt_core.pipeline import staging
 from ckpt_core.pipeline.deferred import Deferred, LazyTensors
 from ckpt_core.pipeline.queue import SaveHandle, SaveQueue
 from ckpt_core.pipeline.saving import Saver, SaveRequest
-from ckpt_core.tree import Flat
+from ckpt_core.tree import Flat, borrow
 
 __all__ = ["Intake"]
 
@@ -106,7 +106,7 @@ class Intake:
     def _save_live(self, request: SaveRequest, flat: Flat, handle: SaveHandle) -> None:
         request = replace(request, threads=None)  # training waits: there is nobody to leave cores to
         try:
-            snapshot = staging.borrow(flat)
+            snapshot = borrow(flat)
         except Exception as error:
             self._saver.fail(request, error, handle)
             return

@@ -9,6 +9,7 @@ from abc import ABC
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ckpt_core.backends import StorageBackend
 from ckpt_core.errors import CkptError, NotFoundError, UsageError
 from ckpt_core.hooks import HookContext, HookEvent, HookManager
 from ckpt_core.maintenance.deletion import Pruned
@@ -16,11 +17,10 @@ from ckpt_core.maintenance.prune import PrunePlan
 from ckpt_core.model import Checkpoint
 from ckpt_core.pipeline import undo
 from ckpt_core.pipeline.fallback import LoadRequest, StateLoader
-from ckpt_core.pipeline.opened import CheckpointReader
+from ckpt_core.pipeline.opened import CheckpointReader, open_checkpoint
 from ckpt_core.pipeline.resolve import Mode, candidates, choose_forgotten, newest_lineage, split_reference
 from ckpt_core.pipeline.workspace import Workspace
 from ckpt_core.repository import GRACE_SECONDS, Verify
-from ckpt_core.tree import registry
 
 if TYPE_CHECKING:
     from ckpt_core.maintenance.repair import RepairReport
@@ -39,7 +39,13 @@ class Library(ABC):  # noqa: B024 - abstract because it is only a part: Checkpoi
     """
 
     def __init__(
-        self, workspace: Workspace, experiment: str, hooks: HookManager, metric: str | None, mode: Mode
+        self,
+        workspace: Workspace,
+        experiment: str,
+        hooks: HookManager,
+        metric: str | None,
+        mode: Mode,
+        backend: StorageBackend | None = None,
     ) -> None:
         self.workspace = workspace
         self.experiment = experiment
@@ -47,7 +53,8 @@ class Library(ABC):  # noqa: B024 - abstract because it is only a part: Checkpoi
         self.metric = metric
         self.mode: Mode = mode
         self.loaded: Checkpoint | None = None
-        self._loader = StateLoader(workspace, hooks)
+        self.backend = backend
+        self._loader = StateLoader(workspace, hooks, backend)
         if workspace.mirror is not None:
             workspace.mirror.spare.heard = self._tell_damage
 
@@ -136,8 +143,8 @@ class Library(ABC):  # noqa: B024 - abstract because it is only a part: Checkpoi
         checkpoint = self.resolve(ref)
         repository = self.workspace.repository
         manifest = repository.read(checkpoint.key).manifest
-        return CheckpointReader(
-            repository, manifest, checkpoint, registry, verify=verify, framework=framework
+        return open_checkpoint(
+            repository, manifest, checkpoint, verify=verify, framework=framework, backend=self.backend
         )
 
     # -- marks ------------------------------------------------------------------------------------

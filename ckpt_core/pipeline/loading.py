@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
+from ckpt_core.backends import StorageBackend
 from ckpt_core.errors import StateMismatchError, UsageError
 from ckpt_core.format.documents import Manifest
 from ckpt_core.model import Buffer, TensorSpec
+from ckpt_core.pipeline.filed import MemoryChunks, load_files, unpacked
 from ckpt_core.repository import ChunkReader, Repository, Verify
 from ckpt_core.tree import (
     CodecRegistry,
@@ -15,6 +18,7 @@ from ckpt_core.tree import (
     Selection,
     TensorCodec,
     UnsupportedValueError,
+    backend_files,
     closed,
     dtypes,
     opened,
@@ -37,17 +41,27 @@ def load_state(
     include: str | Sequence[str] | None = None,
     verify: Verify = "full",
     framework: str | None = None,
+    backend: StorageBackend | None = None,
 ) -> Any:
     """The state of a checkpoint; see `CheckpointManager.load` for the arguments and errors."""
     if verify not in ("full", "lazy", "off"):
         raise UsageError(f"verify={verify!r} must be 'full', 'lazy' or 'off'", kind="option")
-    tree, plain, given = manifest.state, like is None, like
-    like = opened(given, registry)
-    selection = Selection(include)
-    selection.check(tree)
-    wanted = wanted_tensors(tree, like, registry, selection, plain=plain)
-    chunks = repository.reader(manifest, verify)
+    packed = repository.reader(manifest, verify)
+    chunks: ChunkReader | MemoryChunks = packed
     try:
+        if backend_files(manifest.state) is not None:
+            with closing(packed):
+                if verify == "full":
+                    packed.check_headers()
+                state = load_files(repository, manifest, packed, backend)
+            if like is None and include is None and framework is None:
+                return state
+            manifest, chunks = unpacked(manifest, state)
+        tree, plain, given = manifest.state, like is None, like
+        like = opened(given, registry)
+        selection = Selection(include)
+        selection.check(tree)
+        wanted = wanted_tensors(tree, like, registry, selection, plain=plain)
         loader = _Loader(chunks, manifest, registry, framework)
         loader.check(wanted)
         if verify == "full":
@@ -64,7 +78,11 @@ class _Loader:
     """Reads the wanted tensors, straight into those of `like=` where that can be, and hands them out."""
 
     def __init__(
-        self, chunks: ChunkReader, manifest: Manifest, registry: CodecRegistry, framework: str | None
+        self,
+        chunks: ChunkReader | MemoryChunks,
+        manifest: Manifest,
+        registry: CodecRegistry,
+        framework: str | None,
     ) -> None:
         self._chunks = chunks
         self._manifest = manifest

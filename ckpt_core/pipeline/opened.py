@@ -4,24 +4,46 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
+from ckpt_core.backends import StorageBackend
 from ckpt_core.errors import NotFoundError, UsageError
 from ckpt_core.format.documents import Manifest
-from ckpt_core.model import Checkpoint, TensorSpec
-from ckpt_core.repository import ChunkReader, Repository, Verify
-from ckpt_core.tree import CodecRegistry, TensorCodec, dtypes, plain_value, tensors_in, walk
+from ckpt_core.model import Buffer, Checkpoint, TensorSpec
+from ckpt_core.pipeline.filed import load_files, unpacked
+from ckpt_core.repository import Repository, Verify
+from ckpt_core.tree import (
+    CodecRegistry,
+    TensorCodec,
+    backend_files,
+    dtypes,
+    plain_value,
+    registry,
+    tensors_in,
+    walk,
+)
 
-__all__ = ["CheckpointReader", "LazyTensor"]
+__all__ = ["CheckpointReader", "LazyTensor", "open_checkpoint"]
+
+
+class Chunks(Protocol):
+    """Where the bytes of tensors come from: a store's packs, or a state in memory."""
+
+    def spec(self, index: int) -> TensorSpec: ...
+
+    def read_range(self, index: int, begin: int, end: int) -> Buffer: ...
+
+    def close(self) -> None: ...
 
 
 class LazyTensor:
     """A stored tensor. `tensor[rows]` reads the chunks that hold those rows, `tensor[...]` all of it."""
 
-    def __init__(self, path: str, index: int, chunks: ChunkReader, codec: TensorCodec) -> None:
+    def __init__(self, path: str, index: int, chunks: Chunks, codec: TensorCodec) -> None:
         self.path = path
         self._index = index
         self._chunks = chunks
@@ -91,6 +113,27 @@ class LazyTensor:
         return None
 
 
+def open_checkpoint(
+    repository: Repository,
+    manifest: Manifest,
+    checkpoint: Checkpoint,
+    *,
+    verify: Verify = "lazy",
+    framework: str | None = None,
+    backend: StorageBackend | None = None,
+) -> CheckpointReader:
+    """A checkpoint for reading piece by piece. One that a storage backend made is loaded as a whole first.
+
+    `backend`: one that need not be installed. Raises FormatError, MissingExtraError.
+    """
+    packed = repository.reader(manifest, verify)
+    chunks: Chunks = packed
+    if backend_files(manifest.state) is not None:
+        with closing(packed):
+            manifest, chunks = unpacked(manifest, load_files(repository, manifest, packed, backend))
+    return CheckpointReader(chunks, manifest, checkpoint, registry, framework=framework)
+
+
 class CheckpointReader(Mapping[str, Any]):
     """The leaves of a checkpoint by path: LazyTensor for tensors, plain values as they are.
 
@@ -99,17 +142,16 @@ class CheckpointReader(Mapping[str, Any]):
 
     def __init__(
         self,
-        repository: Repository,
+        chunks: Chunks,
         manifest: Manifest,
         checkpoint: Checkpoint,
         registry: CodecRegistry,
         *,
-        verify: Verify = "lazy",
         framework: str | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.manifest = manifest
-        self._chunks = repository.reader(manifest, verify)
+        self._chunks = chunks
         self._registry = registry
         self._framework = framework
         self._leaves = dict(walk(manifest.state))

@@ -7,11 +7,12 @@ nothing may: the checkpoint stands, and what fails is told apart from a failed s
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from ckpt_core.backends import StorageBackend
 from ckpt_core.config import provenance
 from ckpt_core.errors import CkptError, SaveNotDoneError
 from ckpt_core.format.documents import Manifest
@@ -19,6 +20,7 @@ from ckpt_core.hooks import HookContext, HookEvent, HookManager, HookOutcome
 from ckpt_core.maintenance.parity import protect_all
 from ckpt_core.maintenance.rewriting import rebased
 from ckpt_core.model import Attempt, Checkpoint, Snapshot
+from ckpt_core.pipeline.filed import files_of
 from ckpt_core.pipeline.queue import SaveHandle
 from ckpt_core.pipeline.staging import StagedArrays
 from ckpt_core.pipeline.workspace import Workspace
@@ -58,6 +60,7 @@ class Saver:
     is_best: Callable[[Checkpoint], bool]
     retain: Callable[[Checkpoint], object]
     compression: str | None = None
+    backend: StorageBackend | None = None
     approve: Callable[[], None] | None = None
     parity: int = 0
     """Percent of a pack that can be healed; its sidecar is written when the save is durable."""
@@ -124,7 +127,7 @@ class Saver:
                 step=request.step,
             )
         self.flush_metrics()
-        committed = self._commit(request, snapshot)
+        committed = self._commit_as_asked(request, snapshot)
         self._base, self._parent, self._committed = committed.manifest, committed.manifest.id, committed
         checkpoint = committed.checkpoint(tags=self._tagged(request, committed.manifest.id))
         self.workspace.index.tell(lambda catalog: catalog.put_checkpoint(checkpoint, committed.packs))
@@ -135,14 +138,27 @@ class Saver:
         )  # fmt: skip
         return checkpoint
 
-    def _commit(self, request: SaveRequest, snapshot: Snapshot) -> Committed:
+    def _commit_as_asked(self, request: SaveRequest, snapshot: Snapshot) -> Committed:
+        """Commits the snapshot itself, or the files that a storage backend makes of it."""
+        if self.backend is None:
+            return self._commit(request, snapshot)
+        with files_of(self.backend, snapshot, self.workspace.repository) as (files, facts):
+            return self._commit(request, files, facts)
+
+    def _commit(
+        self, request: SaveRequest, snapshot: Snapshot, facts: Mapping[str, Any] | None = None
+    ) -> Committed:
         repository = self.workspace.repository
         draft = Draft(
             experiment=self.experiment,
             step=request.step,
             attempt=request.attempt,
             metrics=request.metrics,
-            writer={**self._provenance, **({"reason": request.reason} if request.reason else {})},
+            writer={
+                **self._provenance,
+                **({"reason": request.reason} if request.reason else {}),
+                **(facts or {}),
+            },
             parent=self._parent,
         )
         base = rebased(repository, self._base) if self._base is not None else None

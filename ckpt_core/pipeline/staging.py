@@ -14,7 +14,7 @@ from ckpt_core.model import Buffer, Snapshot, StagedTensor
 from ckpt_core.pages import pages
 from ckpt_core.tree import Flat, Leaf, dtypes, registry
 
-__all__ = ["Arena", "ArenaPool", "StagedArrays", "borrow", "copy"]
+__all__ = ["Arena", "ArenaPool", "StagedArrays", "copy"]
 
 
 class Arena:
@@ -133,21 +133,6 @@ def _copy(leaf: Leaf, out: Buffer) -> None:
 def _hold(leaf: Leaf) -> Buffer | None:
     hold = getattr(leaf.codec, "hold", None)  # a codec may do without
     return None if hold is None else hold(leaf.value)
-
-
-def borrow(flat: Flat) -> Snapshot:
-    """A snapshot over the live tensors themselves, for a caller that waits until it is written.
-
-    Only tensors that are not contiguous in host memory are copied.
-    """
-    staged = []
-    for leaf in flat.leaves:
-        data = leaf.codec.view(leaf.value)
-        if data is None:
-            data = np.empty(dtypes.nbytes(leaf.spec), np.uint8)
-            leaf.codec.copy_into(leaf.value, data)
-        staged.append(StagedTensor(leaf.path, leaf.codec.name, leaf.spec, data))
-    return Snapshot(flat.tree, tuple(staged))
 
 
 class StagedArrays(Mapping[str, np.ndarray[Any, Any]]):

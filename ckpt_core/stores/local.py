@@ -163,11 +163,20 @@ class LocalStore(Store):
     def sweep(self, older_than: float) -> int:
         limit = self.now() - older_than
         freed = 0
+        stale: set[str] = set()  # folders that nobody has used since, but for this sweep
         with self._translated("."):
-            for _, _, names, folder in os.fwalk(self.root, onerror=_unless_gone):  # does not follow links
+            # Folders after what is in them; links are not followed.
+            for path, folders, names, folder in os.fwalk(self.root, topdown=False, onerror=_unless_gone):
+                inside = TEMPORARY in path[len(str(self.root)) :]
+                if os.fstat(folder).st_mtime < limit or any(f"{path}/{name}" in stale for name in folders):
+                    stale.add(path)
                 for name in names:
-                    if name.startswith(TEMPORARY):
+                    if inside or name.startswith(TEMPORARY):
                         freed += _remove_if_older(name, folder, limit)
+                for name in folders:
+                    if f"{path}/{name}" in stale and (inside or name.startswith(TEMPORARY)):
+                        with suppress(OSError):  # what is not empty stays
+                            os.rmdir(name, dir_fd=folder)
         return freed
 
     def free_bytes(self) -> int | None:

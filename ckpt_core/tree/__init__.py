@@ -10,13 +10,24 @@ from ckpt_core.tree.codecs import (
     register_codec,
     registry,
 )
-from ckpt_core.tree.flatten import Flat, Leaf, flatten
-from ckpt_core.tree.nodes import check_tree, plain_value, tensor_paths, tensors_in, walk
+from ckpt_core.tree.flatten import Flat, Leaf, borrow, flatten
+from ckpt_core.tree.nodes import (
+    BackendFiles,
+    backend_files,
+    backend_tree,
+    check_tree,
+    is_file_name,
+    plain_value,
+    tensor_paths,
+    tensors_in,
+    walk,
+)
 from ckpt_core.tree.rebuild import rebuild, rebuild_like, wanted_tensors
 from ckpt_core.tree.selection import Selection
 from ckpt_core.tree.structures import closed, opened
 
 __all__ = [
+    "BackendFiles",
     "CodecRegistry",
     "Flat",
     "Leaf",
@@ -25,9 +36,13 @@ __all__ = [
     "StructureCodec",
     "TensorCodec",
     "UnsupportedValueError",
+    "backend_files",
+    "backend_tree",
+    "borrow",
     "check_tree",
     "closed",
     "flatten",
+    "is_file_name",
     "opened",
     "plain_value",
     "rebuild",

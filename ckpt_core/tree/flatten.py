@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from ckpt_core.errors import StateError
-from ckpt_core.model import TensorSpec
+from ckpt_core.model import Snapshot, StagedTensor, TensorSpec
+from ckpt_core.tree import dtypes
 from ckpt_core.tree.codecs import (
     CodecRegistry,
     ObjectCodec,
@@ -24,7 +25,7 @@ from ckpt_core.tree.codecs import (
 )
 from ckpt_core.tree.nodes import INLINE_BYTES, MAX_DEPTH, base_value, child_path, key_component
 
-__all__ = ["Flat", "Leaf", "flatten"]
+__all__ = ["Flat", "Leaf", "borrow", "flatten"]
 
 _INT64 = 1 << 63
 
@@ -51,6 +52,21 @@ def flatten(state: Any, registry: CodecRegistry) -> Flat:
     """Takes a state apart without copying a tensor. Raises StateError, which names the path."""
     flattener = _Flattener(registry)
     return Flat(flattener.node(None, state), tuple(flattener.leaves))
+
+
+def borrow(flat: Flat) -> Snapshot:
+    """A snapshot over the live tensors themselves, for a caller that waits until it is written.
+
+    Only tensors that are not contiguous in host memory are copied.
+    """
+    staged = []
+    for leaf in flat.leaves:
+        data = leaf.codec.view(leaf.value)
+        if data is None:
+            data = np.empty(dtypes.nbytes(leaf.spec), np.uint8)
+            leaf.codec.copy_into(leaf.value, data)
+        staged.append(StagedTensor(leaf.path, leaf.codec.name, leaf.spec, data))
+    return Snapshot(flat.tree, tuple(staged))
 
 
 class _Flattener:

@@ -3,7 +3,8 @@
 Data and nothing else stands in a tree: `None`, booleans, numbers and strings as themselves, lists as
 JSON arrays, dicts with plain string keys as JSON objects. Everything else is an object with one key
 that begins with `$`: `$tensor`, `$tuple`, `$namedtuple`, `$dict`, `$bytes`, `$float`, `$int`,
-`$complex`, `$object`. `docs/format.md` lists them.
+`$complex`, `$object`; and `$backend` in place of a tree of which a storage backend made files.
+`docs/format.md` lists them.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import base64
 import enum
 import re
 import struct
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from ckpt_core.errors import FormatError
 
@@ -21,10 +22,14 @@ __all__ = [
     "INLINE_BYTES",
     "MAX_DEPTH",
     "TAGS",
+    "BackendFiles",
+    "backend_files",
+    "backend_tree",
     "base_value",
     "check_tree",
     "child_path",
     "children",
+    "is_file_name",
     "key_component",
     "plain_value",
     "tag_of",
@@ -43,6 +48,41 @@ INLINE_BYTES = 1024
 _BASE = frozenset({type(None), bool, int, float, str})
 _FLOAT = re.compile("[0-9a-f]{16}")
 _INT = re.compile("-?0x[0-9a-f]+")
+
+
+class BackendFiles(NamedTuple):
+    """What a storage backend made of a state: the backend's name, the file or folder that it wrote, and the tensor
+    that holds the bytes of each file, by its path from where `path` stands."""
+
+    name: str
+    path: str
+    files: dict[str, int]
+
+
+def backend_tree(name: str, path: str, files: Mapping[str, int]) -> dict[str, Any]:
+    """The tree of a checkpoint that a storage backend made."""
+    tensors = {file: {"$tensor": index} for file, index in files.items()}
+    return {"$backend": {"name": name, "path": path, "files": tensors}}
+
+
+def backend_files(tree: Any) -> BackendFiles | None:
+    """What a storage backend made; None for the tree of a state."""
+    if not isinstance(tree, dict) or tag_of(tree) != "$backend":
+        return None
+    body = tree["$backend"]
+    files = {file: node["$tensor"] for file, node in body["files"].items()}
+    return BackendFiles(body["name"], body["path"], files)
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a text is the relative path of a file that can be made anywhere, and leads out of nothing."""
+    parts = name.split("/")
+    return (
+        len(name) <= 4096
+        and "\\" not in name
+        and name.isprintable()
+        and all(part not in ("", ".", "..") and len(part.encode()) <= 255 for part in parts)
+    )
 
 
 def base_value(value: Any) -> Any:
@@ -103,6 +143,8 @@ def children(node: Any, path: str | None) -> list[tuple[str | None, Any]] | None
         return [(child_path(path, key_component(plain_value(key))), item) for key, item in body]
     if tag == "$object":
         return [(path, body["value"])]
+    if tag == "$backend":
+        return [(child_path(path, key_component(name)), item) for name, item in body["files"].items()]
     return None
 
 
@@ -155,7 +197,7 @@ def check_tree(tree: Any, tensors: int) -> None:
             below = node
         elif isinstance(node, dict):
             tag = tag_of(node)
-            below = list(node.values()) if tag is None else _below(tag, node[tag], tensors)
+            below = list(node.values()) if tag is None else _below(tag, node[tag], tensors, depth)
         if below is None:
             continue
         if depth >= MAX_DEPTH:
@@ -163,7 +205,7 @@ def check_tree(tree: Any, tensors: int) -> None:
         todo.extend((item, depth + 1) for item in below)
 
 
-def _below(tag: str, body: Any, tensors: int) -> list[Any] | None:
+def _below(tag: str, body: Any, tensors: int, depth: int) -> list[Any] | None:
     """The trees below a tagged node; None for a leaf."""
     below: list[Any] | None = None
     if tag == "$tensor":
@@ -178,6 +220,9 @@ def _below(tag: str, body: Any, tensors: int) -> list[Any] | None:
     elif tag == "$object":
         fits = _has(body, codec=str) and "value" in body
         below = [body["value"]] if fits else []
+    elif tag == "$backend":
+        fits = depth == 0 and _is_backend(body)
+        below = list(body["files"].values()) if fits else []
     else:
         fits = isinstance(body, list) and all(_is_row(row) for row in body)
         below = [row[1] for row in body] if fits else []
@@ -188,6 +233,19 @@ def _below(tag: str, body: Any, tensors: int) -> list[Any] | None:
 
 def _has(body: Any, **members: type) -> bool:
     return isinstance(body, dict) and all(isinstance(body.get(name), kind) for name, kind in members.items())
+
+
+def _is_backend(body: Any) -> bool:
+    if not _has(body, name=str, path=str, files=dict) or not is_file_name(body["path"]):
+        return False
+    names = body["files"].keys()
+    folders = {name[:at] for name in names for at, letter in enumerate(name) if letter == "/"}
+    return (
+        bool(names)
+        and folders.isdisjoint(names)
+        and all(is_file_name(name) and f"{name}/".startswith(f"{body['path']}/") for name in names)
+        and all(isinstance(node, dict) and list(node) == ["$tensor"] for node in body["files"].values())
+    )
 
 
 def _is_row(row: Any) -> bool:
@@ -232,4 +290,4 @@ _LEAVES: dict[str, Callable[[Any], bool]] = {
     "$complex": _is_complex,
 }
 
-TAGS = frozenset({"$tensor", "$tuple", "$namedtuple", "$dict", "$object", *_LEAVES})
+TAGS = frozenset({"$tensor", "$tuple", "$namedtuple", "$dict", "$object", "$backend", *_LEAVES})

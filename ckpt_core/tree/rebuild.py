@@ -86,6 +86,8 @@ class _Builder:
         if isinstance(node, list) or tag in ("$tuple", "$namedtuple"):
             sequence = [None if item is _MISSING else item for item in items]
             return sequence if isinstance(node, list) else tuple(sequence)
+        if tag == "$backend":
+            node = node[tag]["files"]
         keys = [plain_value(key) for key, _ in node[tag]] if tag == "$dict" else list(node)
         return {key: item for key, item in zip(keys, items, strict=True) if item is not _MISSING}
 

@@ -22,6 +22,8 @@ EXPECTED = {
     "SaveHandle",
     "Session",
     "Workspace",
+    # formats
+    "StorageBackend",
     # hooks
     "BaseHook",
     "HookContext",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ckpt_core.pipeline import staging
-from ckpt_core.tree import CodecRegistry, flatten, register_builtin, registry
+from ckpt_core.tree import CodecRegistry, borrow, flatten, register_builtin, registry
 from ckpt_core.tree.builtin import NumpyCodec
 
 
@@ -53,12 +53,12 @@ def test_what_a_codec_can_hold_on_to_is_not_copied() -> None:
 
 def test_a_borrowed_tensor_is_the_live_one() -> None:
     live = np.arange(6, dtype=np.float32)
-    snapshot = staging.borrow(flat({"w": live}))
+    snapshot = borrow(flat({"w": live}))
     live[:] = 7
     assert snapshot.tensors[0].data.view(np.float32).tolist() == [7.0] * 6
 
 
-@pytest.mark.parametrize("stage", [staging.borrow, lambda f: staging.copy(f, staging.Arena())[0]])
+@pytest.mark.parametrize("stage", [borrow, lambda f: staging.copy(f, staging.Arena())[0]])
 def test_what_is_not_contiguous_comes_in_c_order(stage) -> None:
     live = np.arange(12, dtype=np.int16).reshape(3, 4).T
     snapshot = stage(flat({"t": live}))
@@ -66,7 +66,7 @@ def test_what_is_not_contiguous_comes_in_c_order(stage) -> None:
     assert snapshot.tensors[0].spec.shape == (4, 3)
 
 
-@pytest.mark.parametrize("stage", [staging.borrow, lambda f: staging.copy(f, staging.Arena())[0]])
+@pytest.mark.parametrize("stage", [borrow, lambda f: staging.copy(f, staging.Arena())[0]])
 def test_empty_and_scalar_tensors(stage) -> None:
     snapshot = stage(flat({"e": np.empty((0, 3)), "s": np.array(2.5)}))
     assert [tensor.data.nbytes for tensor in snapshot.tensors] == [0, 8]

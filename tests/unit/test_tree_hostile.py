@@ -33,7 +33,28 @@ BAD = [
     {"$complex": 1.0}, {"$complex": [1.0]}, {"$complex": [1.0, 2.0, 3.0]}, {"$complex": ["1", 2.0]},
     {"$complex": [{"$float": 1}, 2.0]}, {"$complex": [{"$int": "0x1"}, 2.0]}, {"$object": {}}, {"$object": "x"},
     {"$object": {"codec": "set"}}, {"$object": {"codec": 1, "value": []}}, {"$object": {"value": []}},
+    *({"$backend": body} for body in (
+        1, {}, {"name": "npz", "path": "x"}, {"name": "npz", "path": "x", "files": {}},
+        {"name": "npz", "path": "x", "files": []}, {"name": "npz", "path": "x", "files": {"x": 0}},
+        {"name": 1, "path": "x", "files": {"x": {"$tensor": 0}}}, {"name": "npz", "path": "x", "files": {"x": {"$tensor": 3}}},
+        {"name": "npz", "path": "x", "files": {"x": [{"$tensor": 0}]}}, {"name": "npz", "path": "x", "files": {"y": {"$tensor": 0}}},
+        {"name": "npz", "path": "x", "files": {"x": {"$tensor": 0}, "x/y": {"$tensor": 0}}},
+        *({"name": "npz", "path": "x", "files": {name: {"$tensor": 0}}} for name in (
+            "x/", "x//y", "x/../y", "x/..", "x/.", "x/a\\b", "x/a\0b", "x/a\nb", "x/\udcff", "x/" + "a" * 256, "xy")),
+        *({"name": "npz", "path": name, "files": {f"{name}/y": {"$tensor": 0}}} for name in ("", "..", "/", "/x", "../x", "a\\b")),
+    )),
 ]  # fmt: skip
+
+
+def test_files_of_a_backend_stand_at_the_top_alone() -> None:
+    node = {
+        "$backend": {"name": "npz", "path": "x", "files": {"x/a": {"$tensor": 0}, "x/b~": {"$tensor": 1}}}
+    }
+    check_tree(node, 2)
+    assert dict(walk(node)) == {"x~1a": {"$tensor": 0}, "x~1b~0": {"$tensor": 1}}
+    for nested in ([node], {"a": node}, {"$tuple": [node]}):
+        with pytest.raises(FormatError, match="backend"):
+            check_tree(nested, 2)
 
 
 @pytest.mark.parametrize("wrap", [lambda n: n, lambda n: [1, n], lambda n: {"a": {"$dict": [[1, n]]}},

@@ -50,12 +50,11 @@ def cat(
     if manifest:
         _manifest(call, checkpoint)
         return
-    from ckpt_core.pipeline.opened import CheckpointReader
-    from ckpt_core.tree import registry
+    from ckpt_core.pipeline.opened import open_checkpoint
 
     repository = call.workspace.repository
     document = repository.read(checkpoint.key).manifest
-    with CheckpointReader(repository, document, checkpoint, registry, framework="numpy") as reader:
+    with open_checkpoint(repository, document, checkpoint, framework="numpy") as reader:
         if path is not None and path in reader.tensors():
             _tensor(call, reader.tensor(path), part, everything)
         elif part is not None:

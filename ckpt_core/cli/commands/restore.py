@@ -51,11 +51,17 @@ def restore(
     from pathlib import Path
 
     from ckpt_core.maintenance.leaves import tensor_specs
-    from ckpt_core.tree import Selection
+    from ckpt_core.tree import Selection, backend_files
 
     place = Path(target)
     checkpoint = call.resolve(reference)
     manifest = call.workspace.repository.read(checkpoint.key).manifest
+    made = backend_files(manifest.state)
+    if made is not None:
+        raise UsageError(
+            f"the checkpoint is files of the storage backend {made.name!r}: load it with CheckpointManager.load()",
+            kind="backend",
+        )
     selection = Selection(include or None)
     selection.check(manifest.state)
     tensors = _named({p: found for p, found in tensor_specs(manifest).items() if p in selection}, strip)
