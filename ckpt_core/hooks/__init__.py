@@ -6,7 +6,7 @@ keep live in `ckpt_core.policies`; who fires which event, in the manager and the
 
 from __future__ import annotations
 
-from ckpt_core.hooks.base import BaseHook, FunctionHook, hook
+from ckpt_core.hooks.base import BaseHook, FunctionHook, HookOptions, hook
 from ckpt_core.hooks.context import HookContext
 from ckpt_core.hooks.events import HookEvent, HookPriority
 from ckpt_core.hooks.installed import installed_hooks, make_hook
@@ -20,6 +20,7 @@ __all__ = [
     "HookEvent",
     "HookFailure",
     "HookManager",
+    "HookOptions",
     "HookOutcome",
     "HookPriority",
     "HookStatistics",

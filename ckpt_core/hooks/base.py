@@ -5,17 +5,29 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypedDict
 
 from ckpt_core.errors import UsageError
 from ckpt_core.hooks.context import HookContext
 from ckpt_core.hooks.events import HookEvent, HookPriority
 
-__all__ = ["Answer", "BaseHook", "Condition", "FunctionHook", "OnError", "as_events", "hook"]
+__all__ = ["Answer", "BaseHook", "Condition", "FunctionHook", "HookOptions", "OnError", "as_events", "hook"]
 
 Answer: TypeAlias = bool | Awaitable[bool | None] | None
 Condition: TypeAlias = Callable[[HookContext], object]
 OnError: TypeAlias = Literal["isolate", "raise"]
+
+
+class HookOptions(TypedDict, total=False):
+    """What the constructor of every hook takes, for one that has others as well:
+    `def __init__(self, mine: int, **options: Unpack[HookOptions])`."""
+
+    name: str | None
+    events: HookEvent | Iterable[HookEvent] | None
+    priority: HookPriority | None
+    condition: Condition | None
+    timeout: float | None
+    on_error: OnError | None
 
 
 class BaseHook(ABC):

@@ -26,6 +26,7 @@ __all__ = [
     "name_of_numpy",
     "nbytes",
     "numpy_dtype",
+    "resolution",
     "stored_as",
 ]
 
@@ -132,6 +133,11 @@ def family(name: str) -> str:
     if name.startswith("ml:"):
         return next((kind for kind in _ML_KINDS if kind[:3] in name), "float")
     return {"i": "integer", "u": "integer", "f": "float", "c": "complex"}.get(name[1:2], name)
+
+
+def resolution(dtype: np.dtype[Any]) -> float:
+    """The distance from 1 to the next larger number of a floating-point dtype."""
+    return float(_ml_dtypes().finfo(dtype).eps)
 
 
 def can_cast(saved: str, wanted: str) -> bool:

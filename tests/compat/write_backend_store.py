@@ -23,7 +23,10 @@ def state(step: int) -> dict[str, Any]:
     """The state of a step, the same on every machine."""
     tied = np.arange(5.0) + step
     return {
-        "model": {"w": np.arange(600, dtype="f4").reshape(20, 30), "half": np.array([1.5, -2], ml_dtypes.bfloat16)},
+        "model": {
+            "w": np.arange(600, dtype="f4").reshape(20, 30),
+            "half": np.array([1.5, -2], ml_dtypes.bfloat16),
+        },
         "tied": (tied, tied),
         "empty": np.zeros((0, 3), "u1"),
         "strange": np.array(["2026-11-25"], "M8[D]"),
