@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ckpt_core.errors import NotFoundError as NotFoundError
     from ckpt_core.errors import SaveFailedError as SaveFailedError
     from ckpt_core.errors import SaveNotDoneError as SaveNotDoneError
+    from ckpt_core.errors import SignatureError as SignatureError
     from ckpt_core.errors import StateError as StateError
     from ckpt_core.errors import StateMismatchError as StateMismatchError
     from ckpt_core.errors import StoreError as StoreError
@@ -61,8 +62,8 @@ _MODULES = {
     "ckpt_core.backends": ("StorageBackend",),
     "ckpt_core.errors": (
         "CatalogError", "CkptError", "CorruptionError", "FormatError", "HookError", "MissingExtraError",
-        "NotFoundError", "SaveFailedError", "SaveNotDoneError", "StateError", "StateMismatchError", "StoreError",
-        "UsageError",
+        "NotFoundError", "SaveFailedError", "SaveNotDoneError", "SignatureError", "StateError", "StateMismatchError",
+        "StoreError", "UsageError",
     ),
     "ckpt_core.format.hashing": ("ChecksumCalculator",),
     "ckpt_core.maintenance.integrity": ("IntegrityTracker",),

@@ -20,6 +20,7 @@ __all__ = [
     "ObjectNotFoundError",
     "SaveFailedError",
     "SaveNotDoneError",
+    "SignatureError",
     "StateError",
     "StateMismatchError",
     "StoreError",
@@ -80,6 +81,15 @@ class CorruptionError(CkptError, ValueError):
     """Stored bytes are not the bytes that were written. They were not returned as data."""
 
     default_kind = "digest"
+
+
+class SignatureError(CkptError, ValueError):
+    """Nobody who is trusted signed this checkpoint as it is. It was not loaded.
+
+    Of kind `unsigned`, `untrusted` (others signed it) or `forged` (the signature does not fit).
+    """
+
+    default_kind = "untrusted"
 
 
 class FormatError(CkptError, ValueError):

@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, final
+from typing import TYPE_CHECKING, Any, Literal, Self, final
 
 from ckpt_core import ids
 from ckpt_core.backends import StorageBackend, as_backend
@@ -21,6 +21,7 @@ from ckpt_core.format.compression import Compression
 from ckpt_core.format.documents import Manifest
 from ckpt_core.format.hashing import Algorithm
 from ckpt_core.format.names import check_name
+from ckpt_core.format.signing import KeyFiles
 from ckpt_core.hooks import BaseHook, HookContext, HookEvent, HookManager
 from ckpt_core.maintenance.parity import check_percent
 from ckpt_core.model import Attempt, Checkpoint, Decision
@@ -32,12 +33,16 @@ from ckpt_core.pipeline.resolve import Mode, check_tag
 from ckpt_core.pipeline.retaining import Retention
 from ckpt_core.pipeline.saving import Saver, SaveRequest
 from ckpt_core.pipeline.sole import SoleWriter, refuse_beside
+from ckpt_core.pipeline.trust import keys_of
 from ckpt_core.pipeline.workspace import Workspace
 from ckpt_core.policies import RetentionPolicy, SavePolicy, SavePolicyHook
 from ckpt_core.repository import check_options
 from ckpt_core.stores import Store
 from ckpt_core.tracker import MetricLog, as_metrics
 from ckpt_core.tree import flatten, registry
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 __all__ = ["CheckpointManager", "OnSaveError"]
 
@@ -67,7 +72,8 @@ class CheckpointManager(Library):
     sidecar takes as much room. `mirror`: a path, a URL or a Store that follows this one, and is read where this
     one fails; the store remembers it. `exclusive`: nobody else may write to the experiment while this manager is
     open. `on_save_error`: a failed save never stops training and does not show in the exit code (`report`), unless
-    it is to be raised at the end (`raise`) or at once (`stop`).
+    it is to be raised at the end (`raise`) or at once (`stop`). `signing_key`: a private key, or its file, that signs
+    each checkpoint. `trusted_keys`: public keys, or files of them, one of which must have signed what is to be loaded.
 
     Use it in a `with` block or call `close`, which waits for pending saves. Thread-safe, but for `save`,
     which is for one thread at a time; a forked child must open a manager of its own. Raises UsageError,
@@ -97,6 +103,8 @@ class CheckpointManager(Library):
         mirror: str | os.PathLike[str] | Store | None = None,
         exclusive: bool = False,
         on_save_error: OnSaveError = "report",
+        signing_key: str | os.PathLike[str] | Ed25519PrivateKey | None = None,
+        trusted_keys: KeyFiles | None = None,
     ) -> None:
         # First what needs no store: a call that means nothing leaves no folder behind.
         check_name(experiment, "an experiment's name")
@@ -110,6 +118,7 @@ class CheckpointManager(Library):
         check_options(chunk_bytes, digest, compression)
         check_percent(parity)
         made_by = as_backend(backend)
+        own, trusted = keys_of(signing_key, trusted_keys)
         self._queue = SaveQueue(max_pending, on_busy)
         manager = HookManager(hooks)
         if save_policy is not None:
@@ -119,6 +128,7 @@ class CheckpointManager(Library):
         )
         workspace.index.connect()
         super().__init__(workspace, experiment, manager, metric, mode, made_by)
+        self.signer, workspace.repository.trusted = own, trusted
         try:
             self._sole = SoleWriter(workspace.repository, experiment) if exclusive else None
         except BaseException:
@@ -129,7 +139,8 @@ class CheckpointManager(Library):
         self._retention = Retention(workspace, experiment, manager, retention, metric, mode)
         self._saver = Saver(
             workspace, experiment, manager, self._metrics.flush, self._is_best, self._retention.apply,
-            compression=compression, backend=made_by, parity=parity, approve=self._sole.check if self._sole else None,
+            compression=compression, backend=made_by, sign=own, parity=parity,
+            approve=self._sole.check if self._sole else None,
         )  # fmt: skip
         self._intake = Intake(self._queue, self._saver, threads=threads, staged_bytes=staged_bytes)
         self._lock = threading.RLock()
@@ -164,9 +175,14 @@ class CheckpointManager(Library):
 
         A checkpoint of another experiment begins a new lineage here, which remembers where it came from.
         Waits for pending saves first. Raises StoreError (kind `locked`) where another manager writes to the
-        experiment and is `exclusive`.
+        experiment and is `exclusive`; UsageError (kind `key`) where it trusts keys and has none to sign with.
         """
         self._refuse_child()
+        if self.workspace.repository.trusted is not None and self.signer is None:
+            raise UsageError(
+                "with trusted_keys= alone, what this manager saves it would refuse to load: give signing_key=, too",
+                kind="key",
+            )
         self._queue.wait()
         if self._sole is None:
             refuse_beside(self.workspace.repository, self.experiment)

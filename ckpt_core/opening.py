@@ -5,15 +5,19 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
-from typing import Any, TypedDict, final
+from typing import TYPE_CHECKING, Any, TypedDict, final
 
 from ckpt_core.backends import StorageBackend
 from ckpt_core.errors import UsageError
 from ckpt_core.format.compression import Compression
 from ckpt_core.format.hashing import Algorithm
+from ckpt_core.format.signing import KeyFiles
 from ckpt_core.manager import CheckpointManager, OnSaveError
 from ckpt_core.pipeline.queue import OnBusy
 from ckpt_core.stores import Store
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 __all__ = ["ManagerOptions", "ManagerSource"]
 
@@ -37,6 +41,8 @@ class ManagerOptions(TypedDict, total=False):
     mirror: str | os.PathLike[str] | Store | None
     exclusive: bool | None
     on_save_error: OnSaveError | None
+    signing_key: str | os.PathLike[str] | Ed25519PrivateKey | None
+    trusted_keys: KeyFiles | None
 
 
 @final
@@ -58,7 +64,10 @@ class ManagerSource:
         **options: Any,
     ) -> None:
         _refuse_unknown(options, call)
-        given = {name: value for name, value in options.items() if value is not None and value != ()}
+        none = {
+            name: None if name == "trusted_keys" else () for name in options
+        }  # to trust nobody is a mistake
+        given = {name: value for name, value in options.items() if value is not None and value != none[name]}
         if manager is not None:
             named = {"root": root, "experiment": experiment}
             extra = [*(name for name, value in named.items() if value is not None), *given]

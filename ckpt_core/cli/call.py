@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,12 +14,16 @@ from ckpt_core.config import environment
 from ckpt_core.errors import CkptError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
+    from ckpt_core.format.documents import Manifest
+    from ckpt_core.format.signing import TrustedKeys
     from ckpt_core.model import Checkpoint
     from ckpt_core.pipeline.workspace import Workspace
 
 __all__ = ["Call"]
 
 Mode = Literal["min", "max"]
+TRUSTED_KEYS = "CKPT_TRUSTED_KEYS"
+"""The environment variable with files of public keys, as PATH has folders."""
 _DEFAULT_STORES = (".", "checkpoints")
 
 
@@ -32,6 +37,7 @@ class Call:
         self.quiet = False
         self.debug = False
         self.yes = False
+        self.trusted_keys: tuple[str, ...] = ()
         self.metric: str | None = None
         self.mode: Mode = "min"
         self.mode_given = False
@@ -69,8 +75,19 @@ class Call:
             location = self.store_location
             from ckpt_core.pipeline.workspace import Workspace
 
+            trusted = self._trusted()
             self._workspace = Workspace.open(location, catalog=self.catalog or environment("CKPT_CATALOG"))
+            self._workspace.repository.trusted = trusted
         return self._workspace
+
+    def _trusted(self) -> TrustedKeys | None:
+        """Whose signature counts: `--trusted-key`, else CKPT_TRUSTED_KEYS; None where that is not asked for."""
+        named = self.trusted_keys or tuple(filter(None, (environment(TRUSTED_KEYS) or "").split(os.pathsep)))
+        if not named:
+            return None
+        from ckpt_core.format.signing import TrustedKeys
+
+        return TrustedKeys.load(named)
 
     def close(self) -> None:
         """Closes what was opened."""
@@ -82,14 +99,29 @@ class Call:
 
     def resolve(self, reference: str) -> Checkpoint:
         """The checkpoint that a reference means. Raises NotFoundError, UsageError."""
-        from ckpt_core.pipeline.resolve import candidates, split_reference
+        from ckpt_core.pipeline.resolve import candidates
 
-        experiment, rest = split_reference(reference)
-        metric = self.metric
-        if rest == "best" and metric is None:
-            metric = self._only_metric(experiment)
+        metric = self._metric_of(reference)
         index = self.workspace.index
         return next(candidates(index, reference, experiment=None, metric=metric, mode=self.mode))
+
+    def readable(self, reference: str) -> tuple[Checkpoint, Manifest]:
+        """The checkpoint that a reference means to somebody who is about to read it, and its manifest.
+
+        Raises NotFoundError, UsageError; SignatureError where nobody trusted signed it.
+        """
+        from ckpt_core.pipeline.trust import Readable, trusted_manifest
+
+        workspace, metric = self.workspace, self._metric_of(reference)
+        found = Readable(workspace).candidates(reference, experiment=None, metric=metric, mode=self.mode)
+        checkpoint = next(found)
+        return checkpoint, trusted_manifest(workspace.repository, checkpoint)
+
+    def _metric_of(self, reference: str) -> str | None:
+        from ckpt_core.pipeline.resolve import split_reference
+
+        experiment, rest = split_reference(reference)
+        return self._only_metric(experiment) if rest == "best" and self.metric is None else self.metric
 
     def _only_metric(self, experiment: str | None) -> str | None:
         """The metric that all checkpoints carry, if they carry no other. Says so: it is a guess."""
@@ -145,6 +177,19 @@ class Call:
             raise CkptError(
                 "not confirmed, so nothing was changed; --yes goes on without asking", kind="declined"
             )
+
+    def secret(self, variable: str, prompt: str, *, twice: bool = False) -> str:
+        """A passphrase: that of an environment variable, or what is typed. Raises UsageError where neither can be."""
+        import click
+
+        given = environment(variable)
+        if given is None and not self.output.can_ask:
+            raise UsageError(
+                f"there is no terminal to ask for the passphrase: set {variable}", kind="passphrase"
+            )
+        if given is None:
+            given = str(click.prompt(escape(prompt), hide_input=True, confirmation_prompt=twice, err=True))
+        return given
 
     # -- the engine's log ------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from ckpt_core.errors import (
     CkptError,
     CorruptionError,
     NotFoundError,
+    SignatureError,
     StateMismatchError,
     StoreError,
     UsageError,
@@ -43,7 +44,7 @@ def code_of(error: CkptError) -> int:
     """The exit code that tells a script what it can do about an error."""
     if isinstance(error, UsageError) or (isinstance(error, StateMismatchError) and error.kind == "include"):
         return USAGE
-    if isinstance(error, CorruptionError):
+    if isinstance(error, (CorruptionError, SignatureError)):
         return CORRUPT
     if isinstance(error, NotFoundError) and error.kind == "store":
         return NO_STORE

@@ -16,6 +16,7 @@ __all__ = [
     "complete_references",
     "ranking_options",
     "shared_options",
+    "trusted_option",
     "yes_option",
 ]
 
@@ -125,6 +126,19 @@ def ranking_options(function: F) -> F:
         help="The metric that `best` goes by.",
     )
     return metric(mode(function))
+
+
+def trusted_option(function: F) -> F:
+    """`--trusted-key` of commands that read what a checkpoint holds."""
+    return click.option(
+        "--trusted-key",
+        "trusted_keys",
+        metavar="FILE",
+        multiple=True,
+        expose_value=False,
+        callback=_remember,
+        help="Take only what one of the public keys in FILE signed. May be repeated. Left out: CKPT_TRUSTED_KEYS.",
+    )(function)
 
 
 def yes_option(function: F) -> F:

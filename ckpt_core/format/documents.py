@@ -27,6 +27,8 @@ __all__ = [
     "ParityDocument",
     "Reference",
     "Shard",
+    "SignatureDocument",
+    "SignatureRow",
     "StoreDocument",
     "TensorRecord",
 ]
@@ -145,6 +147,22 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         clock.from_text(self.created_at)
+
+
+class SignatureRow(msgspec.Struct, frozen=True, array_like=True):
+    """`[key, signature]`: a public key, and what its owner made of the message that names the checkpoint."""
+
+    key: Digest
+    signature: Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{86}\Z")]
+
+
+class SignatureDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """Who signed a checkpoint."""
+
+    format: int = FORMAT
+    experiment: str
+    checkpoint: Ulid
+    signatures: Annotated[tuple[SignatureRow, ...], Meta(min_length=1, max_length=256)]
 
 
 class MetricRow(msgspec.Struct, frozen=True, array_like=True):

@@ -96,6 +96,9 @@ class _Execution:
         manifests = () if self._claimed else plan.manifests
         for key in manifests:
             self._store.delete(key)
+            self._repository.signatures.settle(key)
+        for key in plan.signatures:
+            self._repository.signatures.settle(layout.signed_key(key))
         for key in plan.spent:
             self._repository.trash.drop(key)
         for name in [name for name in plan.forwards if name not in self._needed]:

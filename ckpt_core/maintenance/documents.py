@@ -1,4 +1,5 @@
-"""Healing the sealed documents of a store: manifests, tags, pins, metric segments, forwardings, `store.json`.
+"""Healing the sealed documents of a store: manifests, tags, pins, signatures, metric segments, forwardings,
+`store.json`.
 
 Each is whole or not; what cannot be healed goes to quarantine, so that nothing trips over it any more.
 """
@@ -54,6 +55,8 @@ def documents(repository: Repository, *, live: bool = True) -> Iterator[Document
         yield Document("reference", key, references.read)
     for key in list(segments.keys()):
         yield Document("metrics", key, segments.read)
+    for info in list(repository.signatures.infos()):
+        yield Document("signatures", info.key, repository.signatures.read)
     for trash in (False, True) if live else (True,):
         for found in repository.manifest_keys(trash=trash):
             yield Document("manifest", found.key, repository.read)

@@ -52,7 +52,8 @@ __all__ = [
 _log = logging.getLogger("ckpt_core.maintenance")
 _STEP = 8 << 20
 _NOTES = f"{layout.TRASH}/mirror"
-_SMALL = (layout.REFERENCES, layout.METRICS)
+_SMALL = (layout.REFERENCES, layout.METRICS, layout.SIGNATURES)
+_GROWING = (layout.METRICS, layout.SIGNATURES)  # what differs there has another size
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class MirrorStatus:
     checkpoints: tuple[str, ...]
     """Keys of manifests that it lacks."""
     documents: tuple[str, ...]
-    """Keys of tags, pins, metric segments and forwardings that it lacks."""
+    """Keys of tags, pins, metric segments, signatures and forwardings that it lacks."""
     forgotten: tuple[str, ...]
     """Keys of manifests that were forgotten in the store, and not there yet."""
     alone: tuple[str, ...]
@@ -136,7 +137,12 @@ def alone(repository: Repository, mirror: Repository) -> list[str]:
         here = {info.key for info in repository.store.list(folder)}
         here |= {key.removeprefix(f"{layout.QUARANTINE}/") for key in _quarantined(repository, folder)}
         lost += [info.key for info in mirror.store.list(folder) if info.key not in here | known]
-    return [*lost, *(key for key in compare(repository, mirror).alone if key not in known)]
+    manifests = [key for key in compare(repository, mirror).alone if key not in known]
+    signed = {found.key for found in repository.manifest_keys()}.union(manifests)
+    unsigned = {
+        key for key in lost if key.startswith(layout.SIGNATURES) and layout.signed_key(key) not in signed
+    }
+    return [*(key for key in lost if key not in unsigned), *manifests]
 
 
 def sync(
@@ -284,7 +290,8 @@ def _try(damaged: list[str], key: str, copy: Callable[[], None]) -> bool:
 
 
 def _changed(repository: Repository, mirror: Repository) -> Iterator[str]:
-    """Documents that the mirror lacks or has otherwise. Metric segments never change."""
+    """Documents that the mirror lacks or has otherwise. Metric segments never change, and
+    signatures are only added."""
     sizes = {info.key: info.size for folder in _SMALL for info in mirror.store.list(folder)}
     sizes |= {info.key: info.size for info in mirror.store.list(layout.PACKS)}
     for folder in (*_SMALL, layout.PACKS):
@@ -292,7 +299,7 @@ def _changed(repository: Repository, mirror: Repository) -> Iterator[str]:
             if folder == layout.PACKS and not info.key.endswith(layout.FORWARD_SUFFIX):
                 continue
             same = sizes.get(info.key) == info.size
-            if same and folder != layout.METRICS:
+            if same and folder not in _GROWING:
                 with suppress(ObjectNotFoundError):
                     same = mirror.store.get(info.key) == repository.store.get(info.key)
             if not same:

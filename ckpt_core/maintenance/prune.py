@@ -53,6 +53,8 @@ class PrunePlan:
     """(pack, bytes) that an interrupted prune took out of circulation and did not delete."""
     sidecars: tuple[str, ...] = ()
     """Packs that are gone, whose parity can go."""
+    signatures: tuple[str, ...] = ()
+    """Keys of signatures without a manifest anywhere, which an interrupted save or prune left behind."""
     seen: frozenset[str] = field(default=frozenset(), repr=False)
     """Keys of the manifests that the plan knows of."""
     seen_forwards: frozenset[str] = field(default=frozenset(), repr=False)
@@ -72,7 +74,7 @@ class PrunePlan:
         """Whether there is nothing to do."""
         return not (
             self.manifests or self.rewrites or self.packs or self.forwards or self.references or self.restores
-            or self.withdrawn or self.spent or self.sidecars
+            or self.withdrawn or self.spent or self.sidecars or self.signatures
         )  # fmt: skip
 
 
@@ -135,6 +137,7 @@ def plan_prune(
         restores=tuple(sorted(name for name in census.withdrawn if name in needs.missing or name in claims)),
         withdrawn=_left_withdrawn(census, needs, claims),
         sidecars=tuple(sorted(_without_packs(census))),
+        signatures=tuple(_without_manifests(repository, orphan_seconds)),
         seen=frozenset(census.keys),
         seen_forwards=frozenset(census.forwards),
         rewrites=tuple((name, sum(chunks.values()), dead) for name, chunks, dead in rewrites),
@@ -251,6 +254,19 @@ def _without_packs(census: Census) -> Iterator[str]:
     for name in census.sidecars:
         if name not in census.sizes and name not in census.withdrawn and not census.is_named(name):
             yield name
+
+
+def _without_manifests(repository: Repository, orphan_seconds: float) -> Iterator[str]:
+    """Signatures of no checkpoint, in the trash or outside. A young one may be of a save that is running."""
+    signed = list(repository.signatures.infos())
+    if not signed:
+        return
+    there = {layout.signature_key(found.key) for found in repository.manifest_keys()}
+    there |= {layout.signature_key(found.key) for found in repository.manifest_keys(trash=True)}
+    there |= {layout.signature_key(found.key) for found in repository.manifest_keys(quarantine=True)}
+    left = [info for info in signed if info.key not in there]
+    limit = repository.store.now() - orphan_seconds if left else 0.0
+    yield from (info.key for info in left if info.modified <= limit)
 
 
 def _modified(repository: Repository, name: str) -> float:

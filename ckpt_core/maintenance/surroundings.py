@@ -47,6 +47,7 @@ _KNOWN = frozenset(
         layout.TRASH,
         layout.REFERENCES,
         layout.METRICS,
+        layout.SIGNATURES,
     }
 )
 

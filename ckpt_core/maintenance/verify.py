@@ -8,14 +8,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import final
 
-from ckpt_core.errors import CkptError, CorruptionError, MissingExtraError, NotFoundError, ObjectNotFoundError
+from ckpt_core.errors import (
+    CkptError,
+    CorruptionError,
+    MissingExtraError,
+    NotFoundError,
+    ObjectNotFoundError,
+    SignatureError,
+)
 from ckpt_core.format.documents import Manifest
 from ckpt_core.format.pack import read_header
 from ckpt_core.maintenance.census import packs_in
 from ckpt_core.maintenance.chunks import check_group, groups
 from ckpt_core.maintenance.documents import documents, fault_of
 from ckpt_core.maintenance.parity import check_sidecar, sidecars_in
-from ckpt_core.repository import Repository, layout
+from ckpt_core.repository import Committed, Repository, layout
 
 __all__ = ["CheckpointVerifier", "Problem", "Progress", "VerifyReport", "verify"]
 
@@ -106,6 +113,7 @@ class CheckpointVerifier:
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository.alone()
+        self._trusted = repository.trusted
 
     def verify(
         self,
@@ -196,7 +204,10 @@ class CheckpointVerifier:
 
     def _manifest(self, key: str, required: bool = False, *, again: bool = False) -> Manifest | None:
         try:
-            return self._repository.read(key).manifest
+            committed = self._repository.read(key)
+            if self._trusted is not None and not again:
+                self._check_signature(committed)
+            return committed.manifest
         except NotFoundError:
             if required:
                 raise
@@ -205,6 +216,13 @@ class CheckpointVerifier:
                 parsed = layout.parse_manifest_key(key)
                 self._problems.append(Problem("manifest", key, str(error), (parsed.id,) if parsed else ()))
         return None
+
+    def _check_signature(self, committed: Committed) -> None:
+        assert self._trusted is not None
+        try:
+            self._repository.signatures.check(committed, self._trusted)
+        except SignatureError as error:
+            self._problems.append(Problem("signature", committed.key, str(error), (committed.manifest.id,)))
 
     def _pack(self, name: str) -> _Pack:
         if name not in self._packs:

@@ -9,10 +9,11 @@ from itertools import chain
 from typing import Any
 
 from ckpt_core.backends import StorageBackend
-from ckpt_core.errors import CkptError, CorruptionError, NotFoundError, StoreError, UsageError
+from ckpt_core.errors import CkptError, CorruptionError, NotFoundError, SignatureError, StoreError, UsageError
 from ckpt_core.hooks import HookContext, HookEvent, HookManager, HookOutcome
 from ckpt_core.model import Checkpoint
 from ckpt_core.pipeline.loading import load_state
+from ckpt_core.pipeline.trust import trusted_manifest
 from ckpt_core.pipeline.workspace import Workspace
 from ckpt_core.repository import Verify
 from ckpt_core.repository.layout import ManifestKey
@@ -98,7 +99,7 @@ class StateLoader:
         try:
             return load_state(
                 repository,
-                repository.read(checkpoint.key).manifest,
+                trusted_manifest(repository, checkpoint, request.verify),
                 registry,
                 like=request.like,
                 include=request.include,
@@ -115,7 +116,7 @@ class StateLoader:
         if isinstance(error, StoreError):
             damage = error.kind in _UNREADABLE
         else:
-            damage = isinstance(error, CorruptionError)
+            damage = isinstance(error, (CorruptionError, SignatureError))
         if not damage and not (
             isinstance(error, NotFoundError) and error.kind in ("checkpoint", "forgotten")
         ):

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from ckpt_core.backends import StorageBackend
 from ckpt_core.errors import CkptError, NotFoundError, UsageError
+from ckpt_core.format.signing import SigningKey
 from ckpt_core.hooks import HookContext, HookEvent, HookManager
 from ckpt_core.maintenance.deletion import Pruned
 from ckpt_core.maintenance.prune import PrunePlan
@@ -19,6 +20,7 @@ from ckpt_core.pipeline import undo
 from ckpt_core.pipeline.fallback import LoadRequest, StateLoader
 from ckpt_core.pipeline.opened import CheckpointReader, open_checkpoint
 from ckpt_core.pipeline.resolve import Mode, candidates, choose_forgotten, newest_lineage, split_reference
+from ckpt_core.pipeline.trust import Readable, sign, trusted_manifest
 from ckpt_core.pipeline.workspace import Workspace
 from ckpt_core.repository import GRACE_SECONDS, Verify
 
@@ -28,6 +30,15 @@ if TYPE_CHECKING:
     from ckpt_core.maintenance.verify import Progress, VerifyReport
 
 __all__ = ["Library"]
+
+
+class Meaning(TypedDict):
+    """What is not said in a reference: the experiment, and what is best."""
+
+    experiment: str
+    metric: str | None
+    mode: Mode
+
 
 _LOOKS = 4
 
@@ -55,6 +66,9 @@ class Library(ABC):  # noqa: B024 - abstract because it is only a part: Checkpoi
         self.loaded: Checkpoint | None = None
         self.backend = backend
         self._loader = StateLoader(workspace, hooks, backend)
+        self.signer: SigningKey | None = None
+        self._readable = Readable(workspace)
+        self._meaning: Meaning = {"experiment": experiment, "metric": metric, "mode": mode}
         if workspace.mirror is not None:
             workspace.mirror.spare.heard = self._tell_damage
 
@@ -63,9 +77,10 @@ class Library(ABC):  # noqa: B024 - abstract because it is only a part: Checkpoi
     def resolve(self, ref: str = "latest") -> Checkpoint:
         """The checkpoint that a reference means: `[experiment@]latest|best|step=N|tag|id prefix`.
 
-        Raises NotFoundError, UsageError; CorruptionError where no manifest of the experiment can be read.
+        With trusted keys, `latest` and `best` pass over what none of them signed. Raises NotFoundError, UsageError;
+        CorruptionError where no manifest of the experiment can be read; SignatureError.
         """
-        return next(self._candidates(ref))
+        return next(self._readable.candidates(ref, **self._meaning))
 
     def checkpoints(self, *, all_lineages: bool = True) -> list[Checkpoint]:
         """All checkpoints of the experiment (or of its newest lineage), from the oldest to the newest."""
@@ -75,20 +90,24 @@ class Library(ABC):  # noqa: B024 - abstract because it is only a part: Checkpoi
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint of the newest attempt that saved; None where there is none.
 
-        Raises CorruptionError where there are some and no manifest of them can be read.
+        Raises CorruptionError where there are some and no manifest of them can be read; SignatureError where there are
+        some and, by the manager's trusted keys, none is to be loaded.
         """
         try:
-            return self.workspace.index.newest(self.experiment) or self.resolve("latest")
+            newest = (
+                None if self.workspace.repository.trusted else self.workspace.index.newest(self.experiment)
+            )
+            return newest or self.resolve("latest")
         except NotFoundError:
             return None
 
     def best(self) -> Checkpoint | None:
         """The best by the manager's metric in the newest lineage; None where none carries it.
 
-        Raises UsageError where the manager has no metric.
+        Raises UsageError where the manager has no metric; SignatureError as `latest` does.
         """
         try:
-            return next(self._candidates("best"))
+            return self.resolve("best")
         except NotFoundError:
             return None
 
@@ -110,20 +129,23 @@ class Library(ABC):  # noqa: B024 - abstract because it is only a part: Checkpoi
         without it come plain containers and tensors of the framework that saved them, or of `framework`.
         `include`: paths, subtrees or shell patterns to load, the rest is not read. `verify`: `full` checks
         every byte read and the headers of its packs, `lazy` every byte read, `off` none. Where `latest` or
-        `best` is damaged, the next one of its lineage that verifies is loaded, and the log and the event
-        CORRUPTION_FOUND say so, unless `fallback` is off. `loaded` then tells which one it was.
+        `best` is damaged, or not signed by a key that the manager trusts, the next one of its lineage that verifies
+        is loaded, and the log and the event CORRUPTION_FOUND say so, unless `fallback` is off. `loaded` then tells
+        which one it was.
 
-        Raises NotFoundError, CorruptionError, StateMismatchError (names the paths), FormatError,
+        Raises NotFoundError, CorruptionError, SignatureError, StateMismatchError (names the paths), FormatError,
         MissingExtraError. After an error the tensors of `like` may be partly overwritten.
         """
         request = LoadRequest(like, include, verify, framework)
         experiment, reference = split_reference(ref, self.experiment)
         for left in reversed(range(_LOOKS)):
-            choices = self._candidates(ref)
+            choices = self._readable.candidates(ref, **self._meaning)
             first = next(choices)
+            better = self._readable.passed_over(first, ref, **self._meaning)
             if reference == "latest":
                 damaged = self.workspace.index.damaged(experiment)
-                self._loader.pass_over([d for d in damaged if d[0].id > first.id], fallback=fallback)
+                better += [each for each in damaged if each[0].id > first.id]
+            self._loader.pass_over(better, fallback=fallback)
             try:
                 self.loaded, state = self._loader.load(first, choices if fallback else (), request)
             except NotFoundError:  # retention took all of them away meanwhile: there are newer ones
@@ -142,7 +164,7 @@ class Library(ABC):  # noqa: B024 - abstract because it is only a part: Checkpoi
         """
         checkpoint = self.resolve(ref)
         repository = self.workspace.repository
-        manifest = repository.read(checkpoint.key).manifest
+        manifest = trusted_manifest(repository, checkpoint, verify)
         return open_checkpoint(
             repository, manifest, checkpoint, verify=verify, framework=framework, backend=self.backend
         )
@@ -163,7 +185,19 @@ class Library(ABC):  # noqa: B024 - abstract because it is only a part: Checkpoi
 
     def unpin(self, ref: str) -> None:
         """Leaves a checkpoint to the retention policies again."""
-        self.workspace.unpin(self.resolve(ref))
+        self.workspace.unpin(next(self._candidates(ref)))
+
+    def sign(self, ref: str) -> Checkpoint:
+        """Signs a checkpoint that is there, with the manager's signing key; signatures of others stay.
+
+        Raises NotFoundError, StoreError (of kind `locked` while somebody prunes); UsageError where the manager has no
+        signing key.
+        """
+        if self.signer is None:
+            raise UsageError("the manager has no key to sign with: give it signing_key=", kind="key")
+        checkpoint = next(self._candidates(ref))
+        sign(self.workspace, checkpoint, self.signer)
+        return checkpoint
 
     # -- maintenance ------------------------------------------------------------------------------
 
@@ -173,7 +207,7 @@ class Library(ABC):  # noqa: B024 - abstract because it is only a part: Checkpoi
 
         Raises NotFoundError; UsageError (kind `vetoed`) where a hook keeps it.
         """
-        checkpoint = self.resolve(ref)
+        checkpoint = next(self._candidates(ref))
         facts: dict[str, Any] = {
             "experiment": checkpoint.experiment, "step": checkpoint.step, "attempt": checkpoint.attempt,
             "checkpoint": checkpoint, "metrics": checkpoint.metrics, "reason": "forget",
@@ -212,7 +246,7 @@ class Library(ABC):  # noqa: B024 - abstract because it is only a part: Checkpoi
         self, ref: str | None = None, *, read_data: bool = True, progress: Progress | None = None
     ) -> VerifyReport:
         """Checks one checkpoint, or (None) every byte of the store. Damage is reported, not raised."""
-        chosen = None if ref is None else [self.resolve(ref)]
+        chosen = None if ref is None else [next(self._candidates(ref))]
         report = self.workspace.verify(chosen, read_data=read_data, progress=progress)
         if not report.ok:
             facts = {"problems": report.problems, "damaged": report.damaged}
@@ -255,6 +289,4 @@ class Library(ABC):  # noqa: B024 - abstract because it is only a part: Checkpoi
         )
 
     def _candidates(self, ref: str) -> Iterator[Checkpoint]:
-        return candidates(
-            self.workspace.index, ref, experiment=self.experiment, metric=self.metric, mode=self.mode
-        )
+        return candidates(self.workspace.index, ref, **self._meaning)

@@ -224,6 +224,9 @@ class Mirror:
                 self._copy_parity(there, name)
         self._known = {name for name, _ in committed.packs}
         self._copy_waiting(there)
+        signatures = layout.signature_key(committed.key)
+        if self._repository.store.exists(signatures):
+            copy_document(self._repository, there, signatures)
         copy_document(self._repository, there, committed.key)
         return True
 

@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain
-from typing import Literal, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 from ckpt_core.errors import CkptError, CorruptionError, NotFoundError, UsageError
 from ckpt_core.format.names import check_name
 from ckpt_core.model import Checkpoint
 from ckpt_core.pipeline.answers import Answers
-from ckpt_core.pipeline.index import Index
+from ckpt_core.repository.layout import ManifestKey
 
 __all__ = [
     "Mode",
@@ -27,6 +27,16 @@ __all__ = [
 Mode = Literal["min", "max"]
 T = TypeVar("T")
 K = TypeVar("K")
+
+
+class Asked(Protocol):
+    """Whom `candidates` asks: the index, or one of a part of it."""
+
+    def synchronise(self, experiment: str | None = None) -> None: ...
+    def ask(self, question: Callable[[Answers], T], experiment: str | None = None) -> T: ...
+    def damaged(self, experiment: str | None = None) -> list[tuple[ManifestKey, CkptError]]: ...
+
+
 _SHORTEST_PREFIX = 4
 _SHOWN = 8
 _MANY = 100
@@ -57,7 +67,7 @@ def split_reference(text: str, experiment: str | None = None) -> tuple[str | Non
 
 
 def candidates(
-    index: Index, text: str, *, experiment: str | None, metric: str | None = None, mode: Mode = "min"
+    index: Asked, text: str, *, experiment: str | None, metric: str | None = None, mode: Mode = "min"
 ) -> Iterator[Checkpoint]:
     """The checkpoint that a reference means, followed by those to fall back to (for `latest` and `best`).
 
@@ -97,11 +107,11 @@ def candidates(
     )
 
 
-def _newest(index: Index, experiment: str) -> Checkpoint | None:
+def _newest(index: Asked, experiment: str) -> Checkpoint | None:
     return index.ask(lambda answers: answers.newest(experiment), experiment)
 
 
-def _newest_first(index: Index, newest: Checkpoint) -> Iterator[Checkpoint]:
+def _newest_first(index: Asked, newest: Checkpoint) -> Iterator[Checkpoint]:
     lineage = newest.attempt.lineage
     yield newest
     yield from _more_and_more(
@@ -113,7 +123,7 @@ def _newest_first(index: Index, newest: Checkpoint) -> Iterator[Checkpoint]:
     )
 
 
-def _best(index: Index, newest: Checkpoint, metric: str | None, mode: Mode) -> Iterator[Checkpoint]:
+def _best(index: Asked, newest: Checkpoint, metric: str | None, mode: Mode) -> Iterator[Checkpoint]:
     experiment, lineage = newest.experiment, newest.attempt.lineage
     name = _named(metric)
     first = index.ask(lambda answers: answers.best(experiment, name, mode, lineage), experiment)
@@ -127,7 +137,7 @@ def _best(index: Index, newest: Checkpoint, metric: str | None, mode: Mode) -> I
 
 
 def _more_and_more(
-    index: Index, first: Checkpoint, question: Callable[[Answers, int], list[Checkpoint]]
+    index: Asked, first: Checkpoint, question: Callable[[Answers, int], list[Checkpoint]]
 ) -> Iterator[Checkpoint]:
     """All that a question gives but the first, asked for in ever longer lists: the second is seldom wanted."""
     given = {first.id}
@@ -210,7 +220,7 @@ def _step_of(reference: str) -> int | None:
     return min(int(digits), 1 << 62)  # no step is greater
 
 
-def _with_step(index: Index, names: Sequence[str], reference: str) -> Checkpoint | None:
+def _with_step(index: Asked, names: Sequence[str], reference: str) -> Checkpoint | None:
     step = _step_of(reference)
     if step is None:
         return None
@@ -224,13 +234,13 @@ def _with_step(index: Index, names: Sequence[str], reference: str) -> Checkpoint
     return max(matching, key=lambda c: (c.attempt.lineage == newest.attempt.lineage, c.order))
 
 
-def _tagged(index: Index, names: Sequence[str], reference: str) -> Checkpoint | None:
+def _tagged(index: Asked, names: Sequence[str], reference: str) -> Checkpoint | None:
     matching = _in_each(index, names, lambda answers, name: answers.checkpoints(name, tag=reference))
     _one_experiment(matching, reference)
     return matching[0] if matching else None
 
 
-def _prefixed(index: Index, names: Sequence[str], reference: str) -> Checkpoint | None:
+def _prefixed(index: Asked, names: Sequence[str], reference: str) -> Checkpoint | None:
     prefix = reference.upper()
     if len(prefix) < _SHORTEST_PREFIX:
         return None
@@ -245,7 +255,7 @@ def _prefixed(index: Index, names: Sequence[str], reference: str) -> Checkpoint 
     return matching[0] if matching else None
 
 
-def _in_each(index: Index, names: Sequence[str], question: Callable[[Answers, str], list[T]]) -> list[T]:
+def _in_each(index: Asked, names: Sequence[str], question: Callable[[Answers, str], list[T]]) -> list[T]:
     return [found for name in names for found in index.ask(partial(_asked, question, name), name)]
 
 
@@ -261,7 +271,7 @@ def _one_experiment(matching: list[Checkpoint], reference: str) -> None:
         )
 
 
-def _nothing(index: Index, experiment: str | None, text: str) -> CkptError:
+def _nothing(index: Asked, experiment: str | None, text: str) -> CkptError:
     damaged = index.damaged(experiment)
     if damaged:
         return CorruptionError(

@@ -16,6 +16,7 @@ from ckpt_core.backends import StorageBackend
 from ckpt_core.config import provenance
 from ckpt_core.errors import CkptError, SaveNotDoneError
 from ckpt_core.format.documents import Manifest
+from ckpt_core.format.signing import SigningKey
 from ckpt_core.hooks import HookContext, HookEvent, HookManager, HookOutcome
 from ckpt_core.maintenance.parity import protect_all
 from ckpt_core.maintenance.rewriting import rebased
@@ -61,6 +62,7 @@ class Saver:
     retain: Callable[[Checkpoint], object]
     compression: str | None = None
     backend: StorageBackend | None = None
+    sign: SigningKey | None = None
     approve: Callable[[], None] | None = None
     parity: int = 0
     """Percent of a pack that can be healed; its sidecar is written when the save is durable."""
@@ -160,6 +162,7 @@ class Saver:
                 **(facts or {}),
             },
             parent=self._parent,
+            sign=self.sign,
         )
         base = rebased(repository, self._base) if self._base is not None else None
         return repository.commit(

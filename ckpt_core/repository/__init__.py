@@ -5,6 +5,7 @@ from ckpt_core.repository.reader import ChunkReader, Verify
 from ckpt_core.repository.references import References
 from ckpt_core.repository.repository import Committed, Draft, Repository, check_options
 from ckpt_core.repository.series import MetricSegments
+from ckpt_core.repository.signatures import Signatures
 from ckpt_core.repository.spare import Spare
 from ckpt_core.repository.trash import GRACE_SECONDS
 
@@ -19,6 +20,7 @@ __all__ = [
     "MetricSegments",
     "References",
     "Repository",
+    "Signatures",
     "Spare",
     "Verify",
     "check_options",

@@ -21,6 +21,7 @@ __all__ = [
     "PARITY_SUFFIX",
     "QUARANTINE",
     "REFERENCES",
+    "SIGNATURES",
     "STORE_DOCUMENT",
     "TRASH",
     "WITHDRAWN",
@@ -42,6 +43,8 @@ __all__ = [
     "quarantine_key",
     "reference_key",
     "segment_key",
+    "signature_key",
+    "signed_key",
     "trash_key",
     "withdrawn_key",
 ]
@@ -56,6 +59,7 @@ PACKS = "packs"
 TRASH = "trash"
 REFERENCES = "refs"
 METRICS = "metrics"
+SIGNATURES = "signatures"
 LEASES = "leases"
 FORWARD_SUFFIX = ".forward.json"
 GRACE_SUFFIX = ".grace.json"
@@ -123,6 +127,16 @@ def parse_reference_key(key: str) -> ReferenceKey | None:
 def segment_key(experiment: str, attempt: int) -> str:
     """`metrics/<experiment>/<6-digit attempt>-<new id>.json`."""
     return f"{METRICS}/{encode_name(experiment)}/{attempt:06d}-{ids.new_ulid()}.json"
+
+
+def signature_key(key: str) -> str:
+    """Where the signatures of the checkpoint lie whose manifest has this key, be it in the trash or in quarantine."""
+    return f"{SIGNATURES}/{key.removeprefix(f'{QUARANTINE}/').partition('/')[2]}"
+
+
+def signed_key(key: str) -> str:
+    """The manifest, where it is not forgotten, that signatures are of."""
+    return MANIFESTS + key[len(SIGNATURES) :]
 
 
 def trash_key(key: str) -> str:

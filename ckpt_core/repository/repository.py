@@ -30,12 +30,14 @@ from ckpt_core.format.hashing import ALGORITHMS, require
 from ckpt_core.format.names import encode_name
 from ckpt_core.format.numbers import number_from, number_to
 from ckpt_core.format.sealed import COMPRESSED_FORMAT, FORMAT, seal, seal_digest, unseal
+from ckpt_core.format.signing import SigningKey, TrustedKeys
 from ckpt_core.model import Attempt, Checkpoint, Snapshot
 from ckpt_core.repository import layout
 from ckpt_core.repository.checking import check_manifest
 from ckpt_core.repository.layout import ManifestKey
 from ckpt_core.repository.leases import HeldLease, Leases
 from ckpt_core.repository.reader import ChunkReader, Verify, read_forward
+from ckpt_core.repository.signatures import Signatures
 from ckpt_core.repository.spare import Spare
 from ckpt_core.repository.trash import Trash
 from ckpt_core.repository.writer import Known, Part, still_there, write_part
@@ -60,6 +62,7 @@ class Draft:
     metrics: dict[str, float]
     writer: dict[str, Any]
     parent: str | None = None
+    sign: SigningKey | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +141,9 @@ class Repository:
         self.store = store
         self.document = document
         self.spare = spare
+        self.trusted: TrustedKeys | None = None
+        """Whose signature a checkpoint must bear, for those who ask; `read` does not."""
+        self.signatures = Signatures(store, document.store_id)
         self.leases = Leases(store)
         self.trash = Trash(store)
 
@@ -217,7 +223,7 @@ class Repository:
         is a checkpoint, and a whole one.) `base` is the manifest whose chunks are not written again.
         `approve` is called just before the commit and stops it by raising. With `compression` what is newly
         written is compressed where that pays. `threads` hash and compress, as many as there are cores if it is
-        left out.
+        left out. It is signed, if it is to be, before anybody can see it.
 
         A lease keeps prunes away from what is named. Where it was taken for over meanwhile, as this process
         was held up for long, the packs are looked for, and what is gone is written again.
@@ -250,6 +256,10 @@ class Repository:
                 if not gone:
                     gone = self._gone_since(part, lease)
                     if not gone:
+                        if (
+                            draft.sign is not None and not lease.stands()
+                        ):  # it may have been pruned as nobody's
+                            self.signatures.add(committed, draft.sign)
                         return committed
                     self.forget(committed.key)
             _log.warning("packs vanished during a save, which is made again: %s", ", ".join(gone))
@@ -367,8 +377,11 @@ class Repository:
         )
         key = layout.manifest_key(draft.experiment, draft.step, checkpoint)
         data = seal(manifest)
+        committed = Committed(manifest, key, seal_digest(data))
+        if draft.sign is not None:
+            self.signatures.add(committed, draft.sign)
         self.store.put_new(key, data)
-        return Committed(manifest, key, seal_digest(data))
+        return committed
 
     def _known(self, base: Manifest | None) -> dict[str, Known]:
         """Chunks of `base` that can be named again. Those of a rewritten pack are left to be written anew."""
@@ -387,8 +400,10 @@ class Repository:
         """Deletes what was written for a checkpoint that is not to be. Prune will find what this leaves."""
         with suppress(StoreError):
             # An interruption that came just after the commit must not take the packs of a checkpoint away.
-            if self.store.exists(layout.manifest_key(draft.experiment, draft.step, checkpoint)):
+            key = layout.manifest_key(draft.experiment, draft.step, checkpoint)
+            if self.store.exists(key):
                 return
+            self.signatures.drop(key)
             for pack in part.packs:
                 if f"/{checkpoint}-" in pack.name:
                     self.store.delete(layout.pack_key(pack.name))

@@ -64,6 +64,7 @@ EXPECTED = {
     "NotFoundError",
     "SaveFailedError",
     "SaveNotDoneError",
+    "SignatureError",
     "StateError",
     "StateMismatchError",
     "StoreError",

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import msgspec
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ckpt_core import CheckpointManager, clock, ids
 from ckpt_core.config import provenance
@@ -44,6 +45,8 @@ HEADINGS = {
     "Chunk": "Chunk",
     "PackRecord": "Pack record",
     "Reference": "Reference",
+    "SignatureDocument": "Signatures",
+    "SignatureRow": "Signature",
     "MetricSegment": "Metric segment",
     "MetricRow": "Metric row",
     "Forward": "Forward",
@@ -177,7 +180,9 @@ def store(tmp_path):
         "complex": rng.standard_normal(300) + 1j,
         "empty": np.empty((0, 2), np.float32),
     }
-    with CheckpointManager(root, experiment="a b", parity=10) as manager:
+    with CheckpointManager(
+        root, experiment="a b", parity=10, signing_key=Ed25519PrivateKey.generate()
+    ) as manager:
         manager.save(state, step=1, tags=["ö"], wait=True)
         state["large"][8192:] += 1
         manager.log({"loss": float("nan")}, step=2)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckpt_core.cli.call import Call
-from ckpt_core.cli.options import command, complete_references, ranking_options
+from ckpt_core.cli.options import command, complete_references, ranking_options, trusted_option
 from ckpt_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ _LISTED = 1000
 @click.option("--all", "everything", is_flag=True, help="Write all values of a large tensor.")
 @click.option("--manifest", is_flag=True, help="Write the checkpoint's manifest.")
 @ranking_options
+@trusted_option
 def cat(
     call: Call, reference: str, path: str | None, part: str | None, everything: bool, manifest: bool
 ) -> None:
@@ -46,14 +47,13 @@ def cat(
     """
     if manifest and (path is not None or part is not None):
         raise UsageError("--manifest writes the whole manifest: leave PATH and --slice out", kind="usage")
-    checkpoint = call.resolve(reference)
+    checkpoint, document = call.readable(reference)
     if manifest:
         _manifest(call, checkpoint)
         return
     from ckpt_core.pipeline.opened import open_checkpoint
 
     repository = call.workspace.repository
-    document = repository.read(checkpoint.key).manifest
     with open_checkpoint(repository, document, checkpoint, framework="numpy") as reader:
         if path is not None and path in reader.tensors():
             _tensor(call, reader.tensor(path), part, everything)
@@ -67,7 +67,6 @@ def _manifest(call: Call, checkpoint: Checkpoint) -> None:
     import json
 
     stored = json.loads(call.workspace.repository.store.get(checkpoint.key))
-    call.workspace.repository.read(checkpoint.key)  # raises where it is not what was written
     if call.json:
         call.output.document("cat", {"manifest": stored})
     else:

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckpt_core.cli.call import Call
-from ckpt_core.cli.options import command, complete_references, ranking_options
+from ckpt_core.cli.options import command, complete_references, ranking_options, trusted_option
 
 if TYPE_CHECKING:
     from ckpt_core.cli.output import Output
+    from ckpt_core.format.documents import Manifest
     from ckpt_core.maintenance.difference import Difference, TensorChange, ValueChange
     from ckpt_core.model import Checkpoint, TensorSpec
+
+    Found = tuple[Checkpoint, Manifest]
 
 _SHOWN = 40
 
@@ -36,6 +39,7 @@ _SHOWN = 40
 @click.option("--all", "everything", is_flag=True, help=f"Show every change, not the {_SHOWN} largest.")
 @click.option("--exit-code", is_flag=True, help="Exit with 1 where states, configuration or metrics differ.")
 @ranking_options
+@trusted_option
 def diff(
     call: Call,
     old: str,
@@ -56,13 +60,13 @@ def diff(
     from ckpt_core.cli.records import checkpoint_record
     from ckpt_core.maintenance.difference import difference
 
-    before, after = _pair(call, old, new)
+    (before, old_manifest), (after, new_manifest) = _pair(call, old, new)
     repository = call.workspace.repository
     with progress_bar(call.output, "reading") as progress:
         found = difference(
             repository,
-            repository.read(before.key).manifest,
-            repository.read(after.key).manifest,
+            old_manifest,
+            new_manifest,
             include=include or None,
             measure=not no_measure,
             progress=progress,
@@ -87,18 +91,19 @@ def diff(
     return 1 if exit_code and not same else 0
 
 
-def _pair(call: Call, old: str, new: str | None) -> tuple[Checkpoint, Checkpoint]:
+def _pair(call: Call, old: str, new: str | None) -> tuple[Found, Found]:
     from ckpt_core.errors import NotFoundError
 
-    first = call.resolve(old)
+    found = call.readable(old)
     if new is not None:
-        return first, call.resolve(new)
+        return found, call.readable(new)
+    first, _ = found
     if first.parent is None:
         raise NotFoundError(
             f"{first.id} (step {first.step}) began from nothing and has no parent: name two checkpoints"
         )
     try:
-        return call.resolve(first.parent), first
+        return call.readable(first.parent), found
     except NotFoundError:
         raise NotFoundError(
             f"the parent of {first.id} (step {first.step}) is gone: name two checkpoints", parent=first.parent

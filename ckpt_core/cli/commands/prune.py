@@ -63,6 +63,7 @@ def _record(plan: PrunePlan) -> dict[str, Any]:
         ],
         "forwards": list(plan.forwards),
         "references": list(plan.references),
+        "signatures": list(plan.signatures),
         "young": list(plan.young),
         "claimed": list(plan.claimed),
         "granted": [{"manifest": key, "seconds_left": left} for key, left in plan.granted],
@@ -97,6 +98,7 @@ def _show_plan(output: Output, plan: PrunePlan, dry_run: bool) -> None:
         (len(plan.manifests), "forgotten checkpoint", None),
         (len(plan.forwards), "stale forwarding", None),
         (len(plan.references), "dangling tag or pin", "dangling tags and pins"),
+        (len(plan.signatures), "signature of nothing", "signatures of nothing"),
     ]
     also = [counted(count, word, plural) for count, word, plural in others if count]
     if plan.young:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckpt_core.cli.call import Call
-from ckpt_core.cli.options import command, complete_references, ranking_options
+from ckpt_core.cli.options import command, complete_references, ranking_options, trusted_option
 from ckpt_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ _FORMATS = {"torch": "pt", "numpy": "np", "tensorflow": "tf", "jax": "flax"}
     "-f", "--force", is_flag=True, help="Replace a file, or a folder that an earlier restore wrote."
 )
 @ranking_options
+@trusted_option
 def restore(
     call: Call, reference: str, target: str, include: tuple[str, ...], strip: str | None, force: bool
 ) -> None:
@@ -54,8 +55,7 @@ def restore(
     from ckpt_core.tree import Selection, backend_files
 
     place = Path(target)
-    checkpoint = call.resolve(reference)
-    manifest = call.workspace.repository.read(checkpoint.key).manifest
+    checkpoint, manifest = call.readable(reference)
     made = backend_files(manifest.state)
     if made is not None:
         raise UsageError(

@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckpt_core.cli.call import Call
-from ckpt_core.cli.options import command, complete_references, ranking_options
+from ckpt_core.cli.options import command, complete_references, ranking_options, trusted_option
 
 if TYPE_CHECKING:
     from ckpt_core.catalog import IntegrityCheck
     from ckpt_core.cli.output import Output
     from ckpt_core.format.documents import Manifest
     from ckpt_core.model import Checkpoint
+    from ckpt_core.repository import Committed
+
+
+_VERDICTS = {True: ("it fits", "green"), False: ("IT DOES NOT FIT", "red"), None: ("not checked", "")}
 
 
 @command(
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
 @click.argument("reference", metavar="[REF]", default="latest", shell_complete=complete_references)
 @click.option("--leaves", is_flag=True, help="List every tensor and plain value of the state.")
 @ranking_options
+@trusted_option
 def show(call: Call, reference: str, leaves: bool) -> None:
     """Show all that is known of one checkpoint.
 
@@ -37,7 +42,8 @@ def show(call: Call, reference: str, leaves: bool) -> None:
     from ckpt_core.tree import dtypes
 
     checkpoint = call.resolve(reference)
-    manifest = call.workspace.repository.read(checkpoint.key).manifest
+    committed = call.workspace.repository.read(checkpoint.key)
+    manifest = committed.manifest
     check = _last_check(call, checkpoint)
     tensors = [
         {
@@ -53,6 +59,7 @@ def show(call: Call, reference: str, leaves: bool) -> None:
     data = checkpoint_record(checkpoint) | {
         "writer": manifest.writer,
         "packs": [{"name": pack.name, "bytes": pack.size} for pack in manifest.packs],
+        "signatures": _signatures(call, committed),
         "branches": _branches(tensors, values),
         "verified": None
         if check is None
@@ -66,6 +73,24 @@ def show(call: Call, reference: str, leaves: bool) -> None:
         lambda output: _show(output, checkpoint, manifest, data, check),
         quiet=[checkpoint.id],
     )
+
+
+def _signatures(call: Call, committed: Committed) -> list[dict[str, Any]]:
+    """Who signed it: whether each signature fits (None where that cannot be told here), and the file of the key
+    where it is trusted."""
+    from ckpt_core.errors import CorruptionError, MissingExtraError
+
+    repository = call.workspace.repository
+    found: list[dict[str, Any]] = []
+    try:
+        for row in repository.signatures.of(committed):
+            found.append({"key": row.key, "fits": None, "trusted": None})
+            if repository.trusted is not None:
+                found[-1]["trusted"] = repository.trusted.keys.get(row.key)
+            found[-1]["fits"] = repository.signatures.fits(committed, row)
+    except (CorruptionError, MissingExtraError) as error:
+        call.output.warning(str(error))
+    return found
 
 
 def _last_check(call: Call, checkpoint: Checkpoint) -> IntegrityCheck | None:
@@ -145,6 +170,10 @@ def _show(
         )
         facts += [counted(branch["values"], "value")] if branch["values"] else []
         row("state" if i == 0 else "", f"{branch['name'] or '(the state itself)'}: {', '.join(facts)}")
+    for i, signature in enumerate(data["signatures"]):
+        word, colour = _VERDICTS[signature["fits"]]
+        trusted = f", trusted as {signature['trusted']}" if signature["trusted"] else ""
+        row("signed by" if i == 0 else "", f"{signature['key']}: ", Span(word, colour), trusted)
     row("writer", _writer(manifest.writer))
     if manifest.writer.get("git_commit"):
         row("code", f"git commit {manifest.writer['git_commit']}")

@@ -8,7 +8,7 @@ import click
 
 from ckpt_core.cli import exit_codes
 from ckpt_core.cli.call import Call
-from ckpt_core.cli.options import command, complete_references, ranking_options
+from ckpt_core.cli.options import command, complete_references, ranking_options, trusted_option
 from ckpt_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     examples=[
         ("ckpt verify", "every byte of the store"),
         ("ckpt verify latest digits@best --metric val_loss", "these two"),
+        ("ckpt verify --trusted-key alice.pem.pub", "and whether she signed each checkpoint"),
         ("ckpt verify --headers-only", "quickly: documents and headers, no data"),
         ("ckpt verify --read-data 5%", "every day: in 20 days all data was read"),
     ],
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     help="Of the whole store, read so much of the data: what was not read for longest.  [default: 100%]",
 )
 @ranking_options
+@trusted_option
 def verify(call: Call, references: tuple[str, ...], headers_only: bool, read_data: str | None) -> int:
     """Check checkpoints, or everything in the store.
 
@@ -116,7 +118,10 @@ def _show(output: Output, report: VerifyReport, known: dict[str, Checkpoint]) ->
         output.line("No checkpoint needs what is damaged.")
     else:
         output.line(f"{counted(len(report.damaged), 'checkpoint')} cannot be loaded whole; {len(whole)} can.")
-        output.line("`ckpt repair` heals what can be healed, and puts aside what cannot.")
+        if all(problem.kind == "signature" for problem in report.problems):
+            output.line("`ckpt sign` signs what you know to be yours.")
+        else:
+            output.line("`ckpt repair` heals what can be healed, and puts aside what cannot.")
 
 
 def _name(id_: str, known: dict[str, Checkpoint]) -> str:
