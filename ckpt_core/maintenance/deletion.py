@@ -8,6 +8,7 @@ the last moment.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -93,7 +94,7 @@ class _Execution:
         for name in plan.sidecars:
             self._store.delete(layout.parity_key(name))
         # They are what tells that a pack which a save claims is to go when that save has ended.
-        manifests = () if self._claimed else plan.manifests
+        manifests = [] if self._claimed else self._without_grace(plan.manifests)
         for key in manifests:
             self._store.delete(key)
             self._repository.signatures.settle(key)
@@ -112,6 +113,11 @@ class _Execution:
         rewritten = len(self._moved.keys() & self._out.keys())
         freed = sum(self._out.values()) + temporaries
         return Pruned(len(manifests), len(self._out) - rewritten, rewritten, freed, temporaries)
+
+    def _without_grace(self, keys: Sequence[str]) -> list[str]:
+        """Without those that were brought back since the plan was made, and forgotten once more."""
+        granted = self._repository.trash.granted() if keys and not self._plan.now else ()
+        return [key for key in keys if key not in granted]
 
     def _rewrite(self, name: str) -> bool:
         sources = self._plan.sources.get(name, ())

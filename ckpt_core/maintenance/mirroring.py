@@ -31,7 +31,7 @@ from ckpt_core.maintenance.deletion import execute_prune
 from ckpt_core.maintenance.parity import check_sidecar, sidecars_in
 from ckpt_core.maintenance.prune import plan_prune
 from ckpt_core.model import Buffer
-from ckpt_core.repository import Repository, layout
+from ckpt_core.repository import Repository, layout, open_pack
 from ckpt_core.stores import Store
 
 __all__ = [
@@ -206,7 +206,7 @@ def copy_pack(source: Repository, target: Repository, name: str) -> None:
     if replaces:
         target.store.delete(place)
     algorithm = source.document.digest
-    with source.store.open(key) as reader, target.store.create(place) as writer:
+    with open_pack(source.store, name) as reader, target.store.create(place) as writer:
         header = read_header(reader.read, reader.size, name)
         writer.write(0, reader.read(0, header.header_size))
         for group in groups(header.chunks):

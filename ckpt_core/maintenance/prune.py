@@ -97,9 +97,11 @@ def plan_prune(
     # before manifests: a save gives its claim up when its manifest stands.
     references = list(References(repository.store).all())
     claims = repository.leases.claims()
+    # The trash before its notes: whoever gives grace writes the note first.
+    trash = list(repository.manifest_keys(trash=True))
     granted = repository.trash.granted()
     waiting = {*keep, *(() if now else granted)}
-    forgotten = [found for found in repository.manifest_keys(trash=True) if found.key not in waiting]
+    forgotten = [found for found in trash if found.key not in waiting]
     census = Census.take(repository, waiting)
     alive = {_id_of(key) for key in (*census.keys, *waiting)}
     alive |= {found.id for found in repository.manifest_keys(quarantine=True)}

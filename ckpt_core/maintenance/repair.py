@@ -101,6 +101,7 @@ class _Repair:
         if not self.dry_run:
             for info in list(store.list(layout.HEALING)):  # a repair was killed
                 store.delete(info.key)
+            self._put_back()
         restored = self._restore(restore)
         self._documents()
         found = CheckpointVerifier(self.repository).verify(progress=read)
@@ -124,6 +125,15 @@ class _Repair:
             returned=tuple(sorted(returned)),
             dry_run=self.dry_run,
         )
+
+    def _put_back(self) -> None:
+        """What a prune that was killed took out of circulation stands in its place again, to be healed if it is
+        damaged. What nobody needs of it the next prune takes."""
+        store = self.repository.store
+        for info in list(store.list(layout.WITHDRAWN)):
+            key = layout.pack_key(info.key.removeprefix(f"{layout.WITHDRAWN}/"))
+            if not store.exists(key):
+                store.move(info.key, key)
 
     # -- documents -------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from ckpt_core.maintenance.census import packs_in
 from ckpt_core.maintenance.chunks import check_group, groups
 from ckpt_core.maintenance.documents import documents, fault_of
 from ckpt_core.maintenance.parity import check_sidecar, sidecars_in
-from ckpt_core.repository import Committed, Repository, layout
+from ckpt_core.repository import Committed, Repository, layout, open_pack
 
 __all__ = ["CheckpointVerifier", "Problem", "Progress", "VerifyReport", "verify"]
 
@@ -107,8 +107,9 @@ class _Pack:
 class CheckpointVerifier:
     """Checks the checkpoints of one repository. For one thread at a time.
 
-    Only what stands in its own store counts: what a mirror could give instead is damage all the same. (Manifests
-    are looked at one at a time, since all of them together may not fit into memory.)
+    Only what stands in its own store counts: what a mirror could give instead is damage all the same. A pack that
+    a prune took out of circulation and did not delete is looked at where it is, as a load does. (Manifests are
+    looked at one at a time, since all of them together may not fit into memory.)
     """
 
     def __init__(self, repository: Repository) -> None:
@@ -228,7 +229,7 @@ class CheckpointVerifier:
         if name not in self._packs:
             pack = self._packs[name] = _Pack(name)
             try:
-                with self._repository.store.open(layout.pack_key(name)) as reader:
+                with open_pack(self._repository.store, name) as reader:
                     pack.size = reader.size
                     header = read_header(reader.read, reader.size, name)
                 pack.header_digest, pack.data_bytes = header.digest, header.data_bytes
@@ -262,14 +263,11 @@ class CheckpointVerifier:
                 if manifest is None or pack is None:
                     continue
                 if pack.missing:
-                    self._hurts(manifest, "missing", layout.pack_key(name), self._whereabouts(name))
+                    self._hurts(
+                        manifest, "missing", layout.pack_key(name), "the pack is missing from the store"
+                    )
                 elif pack.fault is not None or offset in pack.damaged:
                     self._hurts(manifest, "", layout.pack_key(name), "")
-
-    def _whereabouts(self, name: str) -> str:
-        if self._repository.store.exists(layout.withdrawn_key(name)):
-            return "an interrupted prune has taken the pack out of circulation: prune again to put it back"
-        return "the pack is missing from the store"
 
     def _hurts(self, manifest: Manifest, kind: str, place: str, detail: str) -> None:
         self._hurt.setdefault((kind, place, detail), set()).add(manifest.id)
@@ -306,7 +304,7 @@ class CheckpointVerifier:
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="ckpt-verify") as pool:
             for pack in packs:
                 try:
-                    with self._repository.store.open(layout.pack_key(pack.name)) as reader:
+                    with open_pack(self._repository.store, pack.name) as reader:
                         header = read_header(reader.read, reader.size, pack.name)
                         batches = list(groups(header.chunks))
                         for group, faults in zip(

@@ -142,18 +142,16 @@ class Retention:
         too few to look through the store for them, or that an interruption left behind. What somebody forgot
         and may bring back stays."""
         repository = self._workspace.repository
+        # The trash before its notes: whoever gives grace writes the note first.
+        found = list(repository.manifest_keys(self._experiment, trash=True))
         granted = repository.trash.granted()
-        trash = [
-            found
-            for found in repository.manifest_keys(self._experiment, trash=True)
-            if found.key not in granted
-        ]
+        trash = [key for key in found if key.key not in granted]
         if not self._workspace.is_worth_reclaiming(len(trash)):
             return
-        forgotten = {found.id for found in trash}
+        forgotten = {key.id for key in trash}
         keys = chain(live_keys(repository), granted)
         self._workspace.reclaim(
-            [found.key for found in trash],
+            [key.key for key in trash],
             {key for key in keys if key.rpartition("-")[2].removesuffix(".json") not in forgotten},
             [key for key, reference in marks.references.items() if reference.checkpoint in forgotten],
         )

@@ -1,7 +1,7 @@
 """The repository: chunks to packs to manifests in a store; references and metric segments beside them."""
 
 from ckpt_core.repository.leases import Claims, HeldLease, Leases
-from ckpt_core.repository.reader import ChunkReader, Verify
+from ckpt_core.repository.reader import ChunkReader, Verify, open_pack
 from ckpt_core.repository.references import References
 from ckpt_core.repository.repository import Committed, Draft, Repository, check_options
 from ckpt_core.repository.series import MetricSegments
@@ -24,4 +24,5 @@ __all__ = [
     "Spare",
     "Verify",
     "check_options",
+    "open_pack",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ from ckpt_core.repository.spare import Spare
 from ckpt_core.stores import ObjectReader, Store
 from ckpt_core.tree import dtypes
 
-__all__ = ["ChunkReader", "Verify", "read_forward"]
+__all__ = ["ChunkReader", "Verify", "open_pack", "read_forward"]
 
 Verify = Literal["full", "lazy", "off"]
 """`full`: every byte read, and the headers of the packs it is in; `lazy`: every byte read; `off`: none."""
@@ -50,6 +50,21 @@ def read_forward(store: Store, pack: str) -> Forward:
             f"{key} is that of another pack: it was moved or copied", kind="document", key=key
         )
     return document
+
+
+@contextmanager
+def open_pack(store: Store, name: str) -> Iterator[ObjectReader]:
+    """A pack, also one that a prune has taken out of circulation, and may put back. Raises ObjectNotFoundError."""
+    key = layout.pack_key(name)
+    with ExitStack() as stack:
+        reader: ObjectReader | None = None
+        for place in (key, layout.withdrawn_key(name)):
+            with suppress(ObjectNotFoundError):
+                reader = stack.enter_context(store.open(place))
+                break
+        if reader is None:  # it may have been put back between the two looks
+            reader = stack.enter_context(store.open(key))
+        yield reader
 
 
 class ChunkReader:
@@ -318,11 +333,8 @@ class ChunkReader:
             return self._open[name]
 
     def _opened(self, name: str) -> ObjectReader | None:
-        """Opens a pack, also one that a prune has just taken out of circulation, and may put back."""
-        key, withdrawn = layout.pack_key(name), layout.withdrawn_key(name)
-        for place in (key, withdrawn, key):
-            with suppress(ObjectNotFoundError):
-                return self._stack.enter_context(self._store.open(place))
+        with suppress(ObjectNotFoundError):
+            return self._stack.enter_context(open_pack(self._store, name))
         return None
 
     def _look_anew(self, gone: str | None = None) -> None:

@@ -256,7 +256,7 @@ def test_a_pack_left_out_of_circulation_is_put_back_if_it_is_needed(repository: 
     name = only.packs[0][0]
     repository.store.move(layout.pack_key(name), layout.withdrawn_key(name))
     plan = plan_prune(repository)
-    assert "prune again to put it back" in verify(repository).problems[0].detail
+    assert verify(repository).ok, "a load reads it where it is, and so does verify"
     assert plan.restores == (name,)
     assert plan.withdrawn == ()
     assert not plan.empty

@@ -72,6 +72,21 @@ def only(report: RepairReport) -> tuple[str, tuple[str, ...]]:
 # -- what heals -----------------------------------------------------------------------------------
 
 
+def test_what_a_killed_prune_took_out_is_not_lost(repository: Repository) -> None:
+    """It was only taken out of circulation: it is put back, and healed there if it is damaged."""
+    first, second = commit(repository, {"w": noise(1)}, 1), commit(repository, {"w": noise(2)}, 2)
+    mirror = Repository.open(copy_of(repository.store))
+    before = contents(repository.store)
+    flip(repository.store, pack_of(second), -100)
+    for committed in (first, second):
+        repository.store.move(pack_of(committed), layout.withdrawn_key(committed.packs[-1][0]))
+    half_done = contents(repository.store)
+    assert only(repair(repository, mirror, dry_run=True)) == (pack_of(second), ("mirror",))
+    assert contents(repository.store) == half_done
+    assert only(repair(repository, mirror)) == (pack_of(second), ("mirror",))
+    assert contents(repository.store) == before
+
+
 def test_a_sound_store_is_left_alone(repository: Repository) -> None:
     commit(repository, {"w": noise(1)}, 1)
     before = contents(repository.store)

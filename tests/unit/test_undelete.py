@@ -188,6 +188,30 @@ def test_one_that_is_forgotten_while_a_prune_runs_keeps_its_grace() -> None:
     store.once(lambda operation, key, when: operation == "move" and when == "before", act)
     execute_prune(repository, plan)
     assert store.exists(layout.pack_key(first.packs[0][0]))
+    assert bring_back(repository, layout.trash_key(first.key)).manifest.id == first.manifest.id
+
+
+def test_one_that_is_forgotten_while_a_prune_looks_around_keeps_its_grace() -> None:
+    """At whatever instant: a prune that reads the notes of grace before the trash deletes what has just got one."""
+    for instant in range(1000):
+        store = ScriptedStore(ClockedStore())
+        repository = new_repository(store)
+        first = commit(repository, {"w": rows(1)}, 1)
+        commit(repository, {"w": rows(2)}, 2)
+        others, left = Repository.open(store.inner), [instant]
+
+        def now(operation: str, key: str, when: str, left: list[int] = left) -> bool:
+            left[0] -= 1
+            return left[0] < 0
+
+        store.once(now, lambda others=others, key=first.key: others.forget(key, grace=1000))
+        plan = plan_prune(repository)
+        if left[0] >= 0:
+            break
+        assert plan.manifests == ()
+        execute_prune(repository, plan)
+        assert bring_back(repository, layout.trash_key(first.key)).manifest.id == first.manifest.id
+    assert instant > 5
 
 
 # -- bringing back --------------------------------------------------------------------------------

@@ -129,6 +129,20 @@ def test_a_missing_pack(repository: Repository, pair: tuple[Committed, Committed
     )
 
 
+@pytest.mark.parametrize("hurt", [False, True])
+def test_a_pack_that_a_killed_prune_took_out_is_looked_at_where_it_is(
+    repository: Repository, pair: tuple[Committed, Committed], hurt: bool
+) -> None:
+    first, _ = pair
+    if hurt:
+        flip(repository, own_pack(first), chunk_at(first, 1))
+    repository.store.move(own_pack(first), layout.withdrawn_key(first.packs[-1][0]))
+    report = verify(repository)
+    assert report.damaged == (ids(first) if hurt else ())
+    assert [problem.key for problem in report.problems] == ([own_pack(first)] if hurt else [])
+    assert report.packs == 2
+
+
 def test_another_pack_in_its_place(repository: Repository, pair: tuple[Committed, Committed]) -> None:
     """Sound by itself, and yet not what the manifest names."""
     first, second = pair
