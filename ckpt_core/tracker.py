@@ -13,6 +13,7 @@ from ckpt_core import clock
 from ckpt_core.errors import CkptError, UsageError
 from ckpt_core.model import Attempt, MetricPoint
 from ckpt_core.pipeline.workspace import Workspace
+from ckpt_core.repository.layout import segments_folder
 
 __all__ = ["MetricLog", "as_metrics"]
 
@@ -112,7 +113,8 @@ class MetricLog:
         self._untold.append((attempt, points))
 
     def _tell(self, attempt: Attempt, points: Sequence[MetricPoint]) -> None:
+        folder = segments_folder(self._experiment)
         if not self._workspace.index.tell(
-            lambda catalog: catalog.add_metrics(self._experiment, attempt, points)
+            lambda catalog: catalog.add_metrics(self._experiment, attempt, points, segment_in=folder)
         ):
             self._untold.append((attempt, points))

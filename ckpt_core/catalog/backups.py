@@ -17,7 +17,7 @@ from sqlalchemy import make_url
 from ckpt_core import clock
 from ckpt_core.errors import CatalogError, NotFoundError, UsageError
 
-__all__ = ["BACKUPS", "KEEP", "back_up", "backups_of", "file_of", "restore"]
+__all__ = ["BACKUPS", "KEEP", "back_up", "backups_of", "file_of", "move_aside", "restore"]
 
 BACKUPS = "backups"
 KEEP = 5
@@ -94,7 +94,7 @@ def restore(path: Path, name: str | None = None) -> Path:
                 raise CatalogError(
                     f"the catalog {path} cannot be written ({error}): try again", kind="locked", url=str(path)
                 ) from error
-            _move_aside(path)
+            move_aside(path)
             with closing(sqlite3.connect(path)) as target:
                 source.backup(target)
     _flush(path)
@@ -127,7 +127,9 @@ def _check(source: sqlite3.Connection, chosen: Path) -> None:
         )
 
 
-def _move_aside(path: Path) -> None:
+def move_aside(path: Path) -> None:
+    """Takes an SQLite file that is past use out of the way; it is kept among the backups. Raises OSError."""
+    (path.parent / BACKUPS).mkdir(exist_ok=True)
     stamp = f"{clock.now():%Y%m%dT%H%M%S%fZ}"
     for suffix in ("-wal", "-shm", ""):
         with suppress(FileNotFoundError):

@@ -32,7 +32,7 @@ _EXTRAS = {"postgresql": "postgres", "mysql": "mysql", "mariadb": "mysql"}
 
 _ADVICE = {
     "locked": "another process holds it: try again, or give a longer timeout",
-    "corrupt": "move the file away and run `ckpt reindex`: the store has all that the catalog had",
+    "corrupt": "`ckpt reindex` moves it aside and makes a new one: the store has all that the catalog had",
     "read-only": "this user may only read it",
     "full": "free some space on its disk",
     "unavailable": "see that its folder or server is there and that this user may write to it",

@@ -239,16 +239,27 @@ class Catalog:
 
     # -- metric series
 
-    def add_metrics(self, experiment: str, attempt: Attempt, points: Iterable[MetricPoint]) -> int:
+    def add_metrics(
+        self,
+        experiment: str,
+        attempt: Attempt,
+        points: Iterable[MetricPoint],
+        *,
+        segment_in: str | None = None,
+    ) -> int:
         """Adds points that one attempt logged, in batches; returns how many were given.
 
-        Of two points with the same name and step the later one counts, also across calls.
+        Of two points with the same name and step the later one counts, also across calls. `segment_in`: the folder
+        of the store in which they are a segment, to be counted; `listing_word` then says how many it has been told.
         """
         count = 0
         for batch in batches(points, metrics.BATCH):
             with self._database.writing() as connection:
                 metrics.add(connection, experiment, attempt, batch)
             count += len(batch)
+        if segment_in is not None:
+            with self._database.writing() as connection:
+                metrics.count_segment(connection, segment_in)
         return count
 
     def metric_names(self, experiment: str) -> list[str]:
@@ -318,6 +329,11 @@ class Catalog:
             return audit.first_broken(connection)
 
     # -- all of it
+
+    def check(self) -> None:
+        """Looks whether all tables are there and, in SQLite, whether the file is sound: it is read. Raises
+        CatalogError."""
+        migrate.check(self._database)
 
     def back_up(self, reason: str) -> Path | None:
         """A copy of the database beside it; None where it is no file, or one that can only be read.

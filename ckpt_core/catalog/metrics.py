@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator
 
 from sqlalchemy import Connection, exists, select
 
-from ckpt_core.catalog.dialect import upsert_bulk
+from ckpt_core.catalog.dialect import upsert, upsert_bulk
 from ckpt_core.catalog.identities import attempt_ids, experiment_ids, experiment_of, metric_ids, metric_of
-from ckpt_core.catalog.schema import attempts, experiment_metrics, metric_names
+from ckpt_core.catalog.schema import attempts, experiment_metrics, listings, metric_names
 from ckpt_core.catalog.types import check_integer, microseconds, split_number, unsplit_number
 from ckpt_core.errors import UsageError
 from ckpt_core.model import Attempt, MetricPoint
 
-__all__ = ["BATCH", "add", "names", "series"]
+__all__ = ["BATCH", "add", "count_segment", "names", "series"]
 
 BATCH = 20_000
 """Points of one transaction: enough to make its cost vanish, few enough not to keep a save waiting."""
@@ -39,6 +39,12 @@ def add(connection: Connection, experiment: str, attempt: Attempt, points: Itera
         )
     rows.sort()  # as the table is ordered, which then grows at few ends
     upsert_bulk(connection, experiment_metrics, _COLUMNS[:3], _COLUMNS, rows)
+
+
+def count_segment(connection: Connection, folder: str) -> None:
+    """Notes that one more segment of this folder of the store is in the catalog."""
+    word = connection.scalar(select(listings.c.word).where(listings.c.folder == folder))
+    upsert(connection, listings, ("folder",), [{"folder": folder, "word": str(int(word or 0) + 1)}])
 
 
 def _of_attempt(points: Iterable[MetricPoint], attempt: Attempt) -> Iterator[MetricPoint]:

@@ -17,7 +17,7 @@ from ckpt_core.catalog.engine import Database
 from ckpt_core.catalog.schema import REVISIONS, catalog_version, metadata
 from ckpt_core.errors import CatalogError, CkptError, FormatError
 
-__all__ = ["bring_up_to_date", "upgrade"]
+__all__ = ["bring_up_to_date", "check", "upgrade"]
 
 _log = logging.getLogger("ckpt_core.catalog")
 
@@ -65,6 +65,18 @@ def bring_up_to_date(
                 backup=backup,
             ) from error
         return backup
+
+
+def check(database: Database) -> None:
+    """Whether a catalog of this revision is all there. Raises CatalogError."""
+    with database.reading() as connection:
+        lacking = sorted(set(metadata.tables) - set(inspect(connection).get_table_names()))
+        if lacking:
+            raise database.error("database", f"it has no table {lacking[0]}")
+        if connection.dialect.name == "sqlite":
+            found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+            if found != "ok":
+                raise database.error("corrupt", str(found))
 
 
 def upgrade(connection: Connection, scripts: str = SCRIPTS) -> None:

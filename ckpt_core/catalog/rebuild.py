@@ -62,6 +62,10 @@ class Rebuild:
         """As `Catalog.forget_checkpoints`: for manifests that lie in the trash."""
         return checkpoints.forget(self._connection, ids)
 
+    def note_listing(self, folder: str, word: str) -> None:
+        """As `Catalog.note_listing`."""
+        checkpoints.note_listing(self._connection, folder, word)
+
     def add_metrics(self, experiment: str, attempt: Attempt, points: Iterable[MetricPoint]) -> int:
         """As `Catalog.add_metrics`."""
         count = 0

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ckpt_core import clock
-from ckpt_core.errors import CkptError, MissingExtraError, NotFoundError
+from ckpt_core.errors import CkptError, FormatError, MissingExtraError, NotFoundError
 from ckpt_core.format.compression import require
 from ckpt_core.format.documents import ForwardRow, Manifest
 from ckpt_core.format.sealed import COMPRESSED_FORMAT
@@ -221,8 +221,12 @@ def _references(references: References, manifests: _Manifests) -> Iterator[Findi
 def _catalog(manifests: _Manifests, open_catalog: Callable[[], Catalog]) -> Iterator[Finding]:
     try:
         catalog = open_catalog()
+        catalog.check()
         known = catalog.ids()
         broken = catalog.verify_audit()
+    except FormatError as error:  # of a newer version
+        yield Finding("error", "catalog", str(error), "nothing: saves and loads do without it until then")
+        return
     except CkptError as error:
         yield Finding("error", "catalog", str(error), "`ckpt reindex` rebuilds the catalog from the store")
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -12,12 +13,18 @@ from ckpt_core.format.names import encode_name
 from ckpt_core.maintenance.marks import MarkReader, Marks
 from ckpt_core.model import Checkpoint
 from ckpt_core.repository import MetricSegments, Repository
-from ckpt_core.repository.layout import MANIFESTS, manifest_key, manifest_names, parse_manifest_key
+from ckpt_core.repository.layout import (
+    MANIFESTS,
+    manifest_key,
+    manifest_names,
+    parse_manifest_key,
+    segments_folder,
+)
 
 if TYPE_CHECKING:
     from ckpt_core.catalog import Catalog
 
-__all__ = ["ReindexReport", "reindex", "synchronise"]
+__all__ = ["ReindexReport", "reindex", "synchronise", "synchronise_series"]
 
 _log = logging.getLogger("ckpt_core.maintenance")
 
@@ -89,6 +96,22 @@ def synchronise(
     return None if hurt or found.damaged else len(names)
 
 
+def synchronise_series(
+    repository: Repository, segments: MetricSegments, catalog: Catalog, experiment: str
+) -> None:
+    """Adds the metric series of an experiment to the catalog, all of them, if it was not told of every segment.
+
+    Costs one listing of names where it was. Raises CatalogError, StoreError.
+    """
+    folder = segments_folder(experiment)
+    count = sum(1 for _ in repository.store.names(folder))
+    if int(catalog.listing_word(folder) or 0) == count:
+        return
+    for _, attempt, points in segments.all(experiment):
+        catalog.add_metrics(experiment, attempt, points)
+    catalog.note_listing(folder, str(count))
+
+
 def _synchronise_marks(
     catalog: Catalog,
     experiment: str,
@@ -130,12 +153,16 @@ def reindex(repository: Repository, segments: MetricSegments, catalog: Catalog) 
         if checkpoint.id not in alive
     ]
     points = 0
+    keys = segments.keys()
+    counts = Counter(key.rpartition("/")[0] for key in keys)
     with catalog.rebuild() as fresh:
         fresh.put_checkpoints(forgotten)
         fresh.forget_checkpoints([checkpoint.id for checkpoint, _ in forgotten])
         fresh.put_checkpoints(live)
         for experiment, attempt, logged in segments.all():
             points += fresh.add_metrics(experiment, attempt, logged)
+        for folder, count in counts.items():
+            fresh.note_listing(folder, str(count))
     return ReindexReport(
         checkpoints=len(live),
         forgotten=len(forgotten),

@@ -17,7 +17,7 @@ from ckpt_core.errors import CatalogError, CkptError, MissingExtraError, NotFoun
 from ckpt_core.format.names import encode_name
 from ckpt_core.maintenance.listings import is_settled, look
 from ckpt_core.maintenance.marks import MarkReader, Marks
-from ckpt_core.maintenance.reindex import ReindexReport, reindex, synchronise
+from ckpt_core.maintenance.reindex import ReindexReport, reindex, synchronise, synchronise_series
 from ckpt_core.model import Checkpoint
 from ckpt_core.pipeline.answers import Answers, Listed
 from ckpt_core.repository import MetricSegments, Repository
@@ -172,7 +172,14 @@ class Index:
         self.synchronise()
 
     def reindex(self) -> ReindexReport:
-        """Builds the catalog anew. Raises CatalogError where it cannot be written."""
+        """Builds the catalog anew; an SQLite file that is past use is moved aside first. Raises CatalogError where
+        it cannot be written."""
+        try:
+            return reindex(self._repository, self._segments, self.catalog())
+        except CatalogError as error:
+            if error.kind not in ("corrupt", "database"):
+                raise
+            self._move_aside(error)
         return reindex(self._repository, self._segments, self.catalog())
 
     def back_up(self, reason: str) -> Path | None:
@@ -190,6 +197,16 @@ class Index:
             if self._catalog is not None:
                 self._catalog.close()
                 self._catalog = None
+
+    def _move_aside(self, error: CatalogError) -> None:
+        from ckpt_core.catalog import backups
+
+        try:
+            path = backups.file_of(self.url)
+            self.release()
+            backups.move_aside(path)
+        except (UsageError, OSError):  # it is no file, or one that stays where it is
+            raise error from None
 
     def close(self) -> None:
         """Closes the catalog. What is asked afterwards, the store answers."""
@@ -213,6 +230,13 @@ class Index:
 
     def _bring_in_line(self, catalog: Catalog, experiment: str) -> None:
         folder, store = encode_name(experiment), self._repository.store
+        if experiment not in self._in_line:
+            try:
+                synchronise_series(self._repository, self._segments, catalog, experiment)
+            except CatalogError as error:
+                if error.kind != "read-only":
+                    raise
+                _log.debug("%s", error)
         looks = look(store, folder)  # before it is listed: what changes meanwhile shows the next time
         word = None if looks is None else looks.word
         if word is not None and word in (self._in_line.get(experiment), catalog.listing_word(folder)):

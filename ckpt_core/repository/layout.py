@@ -43,6 +43,7 @@ __all__ = [
     "quarantine_key",
     "reference_key",
     "segment_key",
+    "segments_folder",
     "signature_key",
     "signed_key",
     "trash_key",
@@ -126,7 +127,12 @@ def parse_reference_key(key: str) -> ReferenceKey | None:
 
 def segment_key(experiment: str, attempt: int) -> str:
     """`metrics/<experiment>/<6-digit attempt>-<new id>.json`."""
-    return f"{METRICS}/{encode_name(experiment)}/{attempt:06d}-{ids.new_ulid()}.json"
+    return f"{segments_folder(experiment)}/{attempt:06d}-{ids.new_ulid()}.json"
+
+
+def segments_folder(experiment: str) -> str:
+    """Where the metric segments of an experiment are."""
+    return f"{METRICS}/{encode_name(experiment)}"
 
 
 def signature_key(key: str) -> str:

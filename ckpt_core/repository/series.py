@@ -9,7 +9,6 @@ from typing import cast
 from ckpt_core import clock
 from ckpt_core.errors import CkptError, CorruptionError, ObjectNotFoundError, StoreError
 from ckpt_core.format.documents import MetricRow, MetricSegment
-from ckpt_core.format.names import encode_name
 from ckpt_core.format.numbers import number_from, number_to
 from ckpt_core.format.sealed import seal, unseal
 from ckpt_core.model import Attempt, MetricPoint
@@ -55,7 +54,7 @@ class MetricSegments:
 
     def keys(self, experiment: str | None = None) -> Iterator[str]:
         """Keys of all segments in the order in which they were written."""
-        prefix = layout.METRICS if experiment is None else f"{layout.METRICS}/{encode_name(experiment)}"
+        prefix = layout.METRICS if experiment is None else layout.segments_folder(experiment)
         for info in self._store.list(prefix):
             yield info.key
 
@@ -63,7 +62,7 @@ class MetricSegments:
         """Experiment, attempt and points of a segment. Raises CorruptionError, FormatError,
         ObjectNotFoundError."""
         segment = unseal(self._store.get(key, limit=layout.DOCUMENT_LIMIT), MetricSegment, key)
-        if not key.startswith(f"{layout.METRICS}/{encode_name(segment.experiment)}/"):
+        if not key.startswith(f"{layout.segments_folder(segment.experiment)}/"):
             raise CorruptionError(
                 f"{key} is of another experiment: it was moved or copied", kind="document", key=key
             )
