@@ -12,7 +12,7 @@ from ckpt_core.errors import CkptError, NotFoundError, StoreError
 from ckpt_core.format.names import encode_name
 from ckpt_core.maintenance.marks import MarkReader, Marks
 from ckpt_core.model import Checkpoint
-from ckpt_core.repository import MetricSegments, Repository
+from ckpt_core.repository import MetricSegments, Repository, refuse_if_gone
 from ckpt_core.repository.layout import (
     MANIFESTS,
     manifest_key,
@@ -89,6 +89,8 @@ def synchronise(
         catalog.put_checkpoints(_rows(repository, keys, found, damaged))
     gone = {expected[name] for name in expected.keys() - names}
     if gone:
+        if not names:
+            refuse_if_gone(repository.store)
         catalog.forget_checkpoints(sorted(gone))
     hurt = {checkpoint for checkpoint, key in missing.items() if key in damaged}
     tags, pins = found.tags.get(experiment, {}), found.pins.get(experiment, set())

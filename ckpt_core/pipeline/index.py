@@ -20,7 +20,7 @@ from ckpt_core.maintenance.marks import MarkReader, Marks
 from ckpt_core.maintenance.reindex import ReindexReport, reindex, synchronise, synchronise_series
 from ckpt_core.model import Checkpoint
 from ckpt_core.pipeline.answers import Answers, Listed
-from ckpt_core.repository import MetricSegments, Repository
+from ckpt_core.repository import MetricSegments, Repository, refuse_if_gone
 from ckpt_core.repository.layout import MANIFESTS, ManifestKey, parse_manifest_key
 
 if TYPE_CHECKING:
@@ -158,6 +158,10 @@ class Index:
             if parsed is not None and folder in (None, parsed.folder) and self._repository.store.exists(key):
                 found.append((parsed, error))
         return sorted(found, key=lambda item: item[0].id)
+
+    def refuse_if_gone(self) -> None:
+        """Raises StoreError (kind `gone`) where the store itself is not there any more."""
+        refuse_if_gone(self._repository.store)
 
     # -- keeping in line ---------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from ckpt_core.pipeline.opened import CheckpointReader, open_checkpoint
 from ckpt_core.pipeline.resolve import Mode, candidates, choose_forgotten, newest_lineage, split_reference
 from ckpt_core.pipeline.trust import Readable, sign, trusted_manifest
 from ckpt_core.pipeline.workspace import Workspace
-from ckpt_core.repository import GRACE_SECONDS, Verify
+from ckpt_core.repository import GRACE_SECONDS, Verify, refuse_if_gone
 
 if TYPE_CHECKING:
     from ckpt_core.maintenance.repair import RepairReport
@@ -149,6 +149,7 @@ class Library(ABC):  # noqa: B024 - abstract because it is only a part: Checkpoi
             try:
                 self.loaded, state = self._loader.load(first, choices if fallback else (), request)
             except NotFoundError:  # retention took all of them away meanwhile: there are newer ones
+                refuse_if_gone(self.workspace.repository.store)
                 if not left:
                     raise
             else:

@@ -280,6 +280,7 @@ def _nothing(index: Asked, experiment: str | None, text: str) -> CkptError:
             key=damaged[-1][0].key,
             reference=text,
         )
+    index.refuse_if_gone()
     if experiment is None:
         return NotFoundError(f"the store has no checkpoints yet, so {text!r} means none", reference=text)
     index.synchronise()

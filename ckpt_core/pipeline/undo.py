@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -12,6 +13,8 @@ from ckpt_core.pipeline.workspace import Workspace
 from ckpt_core.repository import layout
 
 __all__ = ["forgotten", "undelete"]
+
+_log = logging.getLogger("ckpt_core.mirror")
 
 
 def forgotten(workspace: Workspace, experiment: str | None = None) -> list[tuple[Checkpoint, float]]:
@@ -43,6 +46,11 @@ def _back(workspace: Workspace, checkpoint: Checkpoint) -> Checkpoint:
         committed = bring_back(workspace.repository, checkpoint.key)
     plain = committed.checkpoint()
     found = workspace.index.marks(plain.experiment).on(plain)
+    if workspace.mirror is not None:
+        try:
+            workspace.mirror.follow(committed)
+        except CorruptionError as error:
+            _log.error("%s is back here and not on the mirror: %s", checkpoint.id, error)
     workspace.marked += 1
     workspace.index.tell(lambda catalog: catalog.put_checkpoint(found, committed.packs))
     return found

@@ -7,6 +7,7 @@ from ckpt_core.repository.repository import Committed, Draft, Repository, check_
 from ckpt_core.repository.series import MetricSegments
 from ckpt_core.repository.signatures import Signatures
 from ckpt_core.repository.spare import Spare
+from ckpt_core.repository.standing import refuse_if_gone
 from ckpt_core.repository.trash import GRACE_SECONDS
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "Verify",
     "check_options",
     "open_pack",
+    "refuse_if_gone",
 ]

@@ -39,6 +39,7 @@ from ckpt_core.repository.leases import HeldLease, Leases
 from ckpt_core.repository.reader import ChunkReader, Verify, read_forward
 from ckpt_core.repository.signatures import Signatures
 from ckpt_core.repository.spare import Spare
+from ckpt_core.repository.standing import put_document_back
 from ckpt_core.repository.trash import Trash
 from ckpt_core.repository.writer import Known, Part, still_there, write_part
 from ckpt_core.stores import Store
@@ -380,6 +381,7 @@ class Repository:
         committed = Committed(manifest, key, seal_digest(data))
         if draft.sign is not None:
             self.signatures.add(committed, draft.sign)
+        put_document_back(self.store, self.document)
         self.store.put_new(key, data)
         return committed
 
