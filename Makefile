@@ -94,8 +94,9 @@ histories: $(READY) ## ten thousand histories of writers, readers and prunes; 8 
 	CKPT_TEST_HISTORIES=10000 CKPT_TEST_MINUTES=1 "$(BIN)/pytest" -q -s tests/stateful/test_histories.py \
 		tests/stateful/test_many_processes.py $(PYTEST_ARGS)
 
-bits: $(READY) ## flip every bit of a small store, and heal it with parity and with a mirror (half an hour)
-	CKPT_ALL_BITS=1 $(PYTEST) -q -rP -o timeout=0 tests/crash/test_repair_bits.py -k every_bit $(PYTEST_ARGS)
+bits: $(READY) ## flip every bit of a small store and 10,000 of a large one; heal them with parity and with a mirror
+	CKPT_ALL_BITS=1 CKPT_LARGE_BITS=10000 $(PYTEST) -q -rP -o timeout=0 tests/crash/test_repair_bits.py \
+		tests/crash/test_large_bits.py -k "every_bit or ten_thousand" $(PYTEST_ARGS)
 
 fuzz: $(READY) ## a million hostile inputs for each parser (an hour)
 	CKPT_FUZZ=1000000 $(PYTEST) -q -rP -o timeout=0 tests/crash/test_fuzz.py -k refused $(PYTEST_ARGS)

@@ -86,7 +86,7 @@ def test_no_inode_is_left(tmp_path: Path) -> None:
             manager.save(state(1), step=1, wait=True)
             taken = disk / "taken"
             taken.mkdir()
-            with pytest.raises(OSError) as caught:
+            with pytest.raises(OSError, match="space") as caught:
                 for number in range(100):
                     (taken / f"{number}").touch()
             assert caught.value.errno == errno.ENOSPC
