@@ -376,8 +376,7 @@ class Repository:
             tensors=part.tensors,
             packs=part.packs,
         )
-        key = layout.manifest_key(draft.experiment, draft.step, checkpoint)
-        data = seal(manifest)
+        key, data = layout.manifest_key(draft.experiment, draft.step, checkpoint), seal(manifest)
         committed = Committed(manifest, key, seal_digest(data))
         if draft.sign is not None:
             self.signatures.add(committed, draft.sign)
