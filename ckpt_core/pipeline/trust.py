@@ -112,6 +112,10 @@ class Readable:
         """Manifests that cannot be read."""
         return self._index.damaged(experiment)
 
+    def refuse_if_gone(self) -> None:
+        """As the index does."""
+        self._index.refuse_if_gone()
+
     def _is_signed(self, checkpoint: Checkpoint) -> bool:
         if checkpoint.key not in self._signed:
             try:
