@@ -1,4 +1,5 @@
-"""The audit trail: who changed what, when, and how it ended, each entry chained to the one before by SHA-256.
+"""The audit trail: who changed what, when, and how it ended, each entry chained to the one before by SHA-256;
+one chain for each store.
 
 The chain shows that an entry was altered, removed or slipped in. It does not stop whoever can write to the
 database from making a new chain.
@@ -18,13 +19,16 @@ from typing import Any
 from sqlalchemy import Connection, insert, select, update
 
 from ckpt_core import clock
+from ckpt_core.catalog.dialect import insert_new
 from ckpt_core.catalog.schema import audit_head, audit_log
+from ckpt_core.catalog.scope import STORE, current_store
 from ckpt_core.catalog.types import NAME_LENGTH, from_json, microseconds, tidy, to_json
 
 __all__ = ["AuditEntry", "append", "begin_chain", "entries", "first_broken", "who"]
 
-_HEAD = 1
 _GENESIS = "0" * 64
+_MINE = audit_log.c.store_id == STORE
+_MY_HEAD = audit_head.c.store_id == STORE
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +55,8 @@ def who() -> str:
 
 
 def begin_chain(connection: Connection) -> None:
-    """The head of an empty chain, in a new catalog."""
-    connection.execute(insert(audit_head).values(id=_HEAD, last_id=0, hash=_GENESIS))
+    """The head of an empty chain, for a new store."""
+    insert_new(connection, audit_head, [{"store_id": current_store(), "last_id": 0, "hash": _GENESIS}])
 
 
 def append(
@@ -66,8 +70,9 @@ def append(
     """Appends an entry; returns its id. Whatever the arguments hold is written down somehow: an audit that
     refuses to record a strange name would miss what matters most."""
     # Appenders queue at the head row: two that read one hash would fork the chain.
-    head = connection.execute(select(audit_head).where(audit_head.c.id == _HEAD).with_for_update()).one()
+    head = connection.execute(select(audit_head).where(_MY_HEAD).with_for_update()).one()
     row: dict[str, Any] = {
+        "store_id": current_store(),
         "id": head.last_id + 1,
         "at": clock.now(),
         "actor": tidy(actor or who())[:NAME_LENGTH],
@@ -79,15 +84,13 @@ def append(
     }
     row["hash"] = _link(row)
     connection.execute(insert(audit_log).values(row))
-    connection.execute(
-        update(audit_head).where(audit_head.c.id == _HEAD).values(last_id=row["id"], hash=row["hash"])
-    )
+    connection.execute(update(audit_head).where(_MY_HEAD).values(last_id=row["id"], hash=row["hash"]))
     return int(row["id"])
 
 
 def entries(connection: Connection, limit: int | None) -> list[AuditEntry]:
     """The newest entries, the newest first."""
-    rows = connection.execute(select(audit_log).order_by(audit_log.c.id.desc()).limit(limit))
+    rows = connection.execute(select(audit_log).where(_MINE).order_by(audit_log.c.id.desc()).limit(limit))
     return [
         AuditEntry(
             row.id, row.at, row.actor, row.event, row.subject, row.outcome, from_json(row.detail), row.hash
@@ -99,13 +102,13 @@ def entries(connection: Connection, limit: int | None) -> list[AuditEntry]:
 def first_broken(connection: Connection) -> int | None:
     """The id of the first entry that is not as it was written, or is missing; None where all are well."""
     expected, previous = 1, _GENESIS
-    query = select(audit_log).order_by(audit_log.c.id)
+    query = select(audit_log).where(_MINE).order_by(audit_log.c.id)
     with connection.execute(query, execution_options={"yield_per": 1000}) as rows:
         for row in rows.mappings():
             if row["id"] != expected or row["previous_hash"] != previous or row["hash"] != _link(row):
                 return expected if row["id"] > expected else int(row["id"])
             expected, previous = expected + 1, row["hash"]
-    head = connection.execute(select(audit_head).where(audit_head.c.id == _HEAD)).one_or_none()
+    head = connection.execute(select(audit_head).where(_MY_HEAD)).one_or_none()
     if head is None or head.last_id >= expected:
         return expected  # entries at the end are gone
     return None if head.hash == previous and head.last_id == expected - 1 else expected - 1

@@ -29,6 +29,7 @@ from ckpt_core.catalog.schema import (
     packs,
     tags,
 )
+from ckpt_core.catalog.scope import STORE, current_store
 from ckpt_core.catalog.types import (
     KEY_LENGTH,
     check_integer,
@@ -42,6 +43,8 @@ from ckpt_core.errors import NotFoundError
 from ckpt_core.model import Checkpoint
 
 __all__ = ["Entry", "drop", "forget", "note_listing", "put", "remove_tag", "set_pinned", "set_tag"]
+
+_MINE = checkpoints.c.store_id == STORE
 
 Entry = tuple[Checkpoint, Sequence[tuple[str, int]]]
 """A checkpoint, and the name and size of each pack that it needs."""
@@ -68,7 +71,7 @@ def put(connection: Connection, entries: Iterable[Entry]) -> None:
     numbers = experiment_ids(connection, {checkpoint.experiment for checkpoint in all_checkpoints})
     attempt_ids(connection, [(numbers[c.experiment], c.attempt) for c in all_checkpoints])
     rows = [_row(checkpoint, numbers[checkpoint.experiment]) for checkpoint in all_checkpoints]
-    upsert(connection, checkpoints, ("uid",), rows)
+    upsert(connection, checkpoints, ("store_id", "uid"), rows)
     found = checkpoint_ids(connection, list(given))
     known = [_Known(c, found[c.id], numbers[c.experiment]) for c in all_checkpoints]
     unused = _unlink(connection, [entry.number for entry in known])
@@ -82,6 +85,7 @@ def _row(checkpoint: Checkpoint, experiment: int) -> dict[str, Any]:
     attempt = checkpoint.attempt
     microseconds(checkpoint.created_at)  # refuses a moment without a time zone before anything is written
     return {
+        "store_id": current_store(),
         "uid": check_uid(checkpoint.id, "the checkpoint's id"),
         "experiment_id": experiment,
         "status": LIVE,
@@ -176,7 +180,7 @@ def forget(connection: Connection, uids: Iterable[str]) -> int:
     """
     count = 0
     for batch in batches(uids, IN_LIST):
-        live = select(checkpoints.c.id).where(checkpoints.c.uid.in_(batch), FOUND_ALIVE)
+        live = select(checkpoints.c.id).where(_MINE, checkpoints.c.uid.in_(batch), FOUND_ALIVE)
         numbers = list(connection.scalars(live))
         connection.execute(delete(checkpoint_metrics).where(checkpoint_metrics.c.checkpoint_id.in_(numbers)))
         connection.execute(update(checkpoints).where(checkpoints.c.id.in_(numbers)).values(status=FORGOTTEN))
@@ -192,19 +196,21 @@ def drop(connection: Connection, uids: Iterable[str]) -> int:
         connection.execute(delete(checkpoints).where(checkpoints.c.id.in_(batch)))
     _drop_orphans(connection, unused)
     # The store may still have them: it is to be looked through again.
-    connection.execute(delete(listings))
+    connection.execute(delete(listings).where(listings.c.store_id == STORE))
     return len(numbers)
 
 
 def note_listing(connection: Connection, folder: str, word: str) -> None:
     """Notes what a folder of the store looked like when the catalog was in line with it."""
-    upsert(connection, listings, ("folder",), [{"folder": folder, "word": word}])
+    row = {"store_id": current_store(), "folder": folder, "word": word}
+    upsert(connection, listings, ("store_id", "folder"), [row])
 
 
 def set_tag(connection: Connection, experiment: str, tag: str, uid: str) -> None:
     """Puts a tag on a live checkpoint of the experiment, and off any other. Raises NotFoundError."""
     check_name(tag, "the tag")
     query = select(checkpoints.c.id, checkpoints.c.experiment_id).where(
+        _MINE,
         checkpoints.c.uid == uid,
         checkpoints.c.experiment_id == experiment_of(experiment),
         FOUND_ALIVE,
@@ -224,7 +230,8 @@ def remove_tag(connection: Connection, experiment: str, tag: str) -> bool:
 
 def set_pinned(connection: Connection, uid: str, pinned: bool) -> None:
     """Pins or unpins a live checkpoint. Raises NotFoundError."""
-    number = connection.scalar(select(checkpoints.c.id).where(checkpoints.c.uid == uid, FOUND_ALIVE))
+    mine = select(checkpoints.c.id).where(_MINE, checkpoints.c.uid == uid, FOUND_ALIVE)
+    number = connection.scalar(mine)
     if number is None:
         raise _not_found(uid)
     connection.execute(update(checkpoints).where(checkpoints.c.id == number).values(pinned=pinned))

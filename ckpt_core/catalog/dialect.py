@@ -5,6 +5,7 @@ The only module that may write SQL, or read an error code, of one database.
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,12 +18,16 @@ from sqlalchemy.types import TypeEngine
 
 __all__ = [
     "begin",
+    "connect_arguments",
+    "ends_at_changes_of_tables",
     "error_kind",
     "exact_text",
     "insert_new",
+    "is_conflict",
     "long_text",
-    "migration_lock",
+    "migrating",
     "set_up_connection",
+    "set_up_session",
     "transaction_options",
     "upsert",
     "upsert_bulk",
@@ -51,6 +56,7 @@ _POSTGRESQL_KINDS = {
     "40001": "locked",  # serialization_failure
     "40P01": "locked",  # deadlock_detected
     "25006": "read-only",
+    "42501": "read-only",  # insufficient_privilege
     "53100": "full",
     "XX001": "corrupt",
     "XX002": "corrupt",
@@ -58,11 +64,20 @@ _POSTGRESQL_KINDS = {
 _MYSQL_KINDS = {
     1205: "locked",
     1213: "locked",
+    1020: "locked",  # MariaDB: changed since it was read
     1290: "read-only",
     1792: "read-only",
     1021: "full",
     1034: "corrupt",
+    1142: "read-only",  # this command is denied
+    1040: "unavailable",  # too many connections
+    1044: "unavailable",  # no access to the database
+    1045: "unavailable",  # no access at all
+    1049: "unavailable",  # no such database
+    1053: "unavailable",  # it is shutting down
+    1927: "unavailable",  # the connection was killed
 }
+_CONFLICTS = {"40001", "40P01", 1213, 1020}
 
 
 def exact_text(dialect: Dialect, length: int) -> TypeEngine[Any]:
@@ -190,6 +205,33 @@ def _keep_journal(connection: Any, wanted: str) -> str:
     return mode
 
 
+def connect_arguments(backend: str, timeout: float) -> dict[str, Any]:
+    """What a server's driver is told, so that one that does not answer is given up: a save waits for it."""
+    arguments: dict[str, Any] = {"connect_timeout": max(2, math.ceil(timeout))}
+    if backend == "postgresql":
+        arguments |= {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+        arguments |= {"tcp_user_timeout": 30_000}
+    else:
+        arguments |= {"read_timeout": 120, "write_timeout": 120}
+    return arguments
+
+
+def set_up_session(connection: Any, dialect: Dialect, *, timeout: float) -> None:
+    """Readies a new connection to a server, whatever its administrator set. `connection` is the driver's own."""
+    if dialect.name == "postgresql":
+        settings = f"SET lock_timeout = {max(1, round(timeout * 1000)):d}"
+        connection.autocommit = True  # a rollback would take it back
+    else:
+        settings = (
+            "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', time_zone = '+00:00', "
+            f"default_storage_engine = InnoDB, innodb_lock_wait_timeout = {max(1, math.ceil(timeout)):d}"
+        )
+    with connection.cursor() as cursor:
+        cursor.execute(settings)
+    if dialect.name == "postgresql":
+        connection.autocommit = False
+
+
 def transaction_options(dialect: Dialect, *, writes: bool) -> dict[str, Any]:
     """Execution options of a connection that is about to begin a transaction.
 
@@ -226,29 +268,52 @@ def without_foreign_keys(connection: Connection) -> Iterator[None]:
         driver.execute("PRAGMA foreign_keys = ON")
 
 
-@contextmanager
-def migration_lock(connection: Connection) -> Iterator[None]:
-    """Lets one process at a time make or migrate the tables. Call it before the transaction begins.
+def ends_at_changes_of_tables(connection: Connection) -> bool:
+    """Whether a transaction ends where a table is changed, so that what was done before cannot be undone."""
+    return connection.dialect.name in ("mysql", "mariadb")
 
-    The lock is the connection's, not the transaction's, which MySQL ends at each change of a table. SQLite's
-    write lock, taken by `begin`, is enough there.
+
+@contextmanager
+def migrating(connection: Connection, *, timeout: float) -> Iterator[None]:
+    """A transaction in which one process at a time makes or migrates the tables.
+
+    MySQL ends transactions at each change of a table: there the lock is the connection's. SQLite's write lock,
+    taken by `begin`, is enough.
     """
-    name = connection.dialect.name
-    if name == "postgresql":
-        take, release = f"SELECT pg_advisory_lock({_LOCK:d})", f"SELECT pg_advisory_unlock({_LOCK:d})"
-    elif name in ("mysql", "mariadb"):
-        take, release = f"SELECT GET_LOCK('{_LOCK:d}', 60)", f"SELECT RELEASE_LOCK('{_LOCK:d}')"
-    else:
-        yield
+    if ends_at_changes_of_tables(connection):
+        with _named_lock(connection, timeout), connection.begin():
+            yield
         return
-    if connection.exec_driver_sql(take).scalar() == 0:
+    with connection.begin():
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK:d})")
+        yield
+
+
+@contextmanager
+def _named_lock(connection: Connection, timeout: float) -> Iterator[None]:
+    """MySQL's locks are the whole server's, so that the database is a part of the name, which has 64 characters."""
+    name = f"CONCAT('ckpt:', MD5(DATABASE()), ':{_LOCK:d}')"
+    if connection.exec_driver_sql(f"SELECT GET_LOCK({name}, {max(1, math.ceil(timeout)):d})").scalar() != 1:
         raise LockTimeoutError("another process is changing its tables")
     connection.commit()
     try:
         yield
     finally:
-        connection.exec_driver_sql(release)
-        connection.commit()
+        try:
+            connection.exec_driver_sql(f"SELECT RELEASE_LOCK({name})")
+            connection.commit()
+        except BaseException:
+            connection.invalidate()  # the lock goes with it, and must not wait in the pool
+            raise
+
+
+def is_conflict(error: BaseException | None) -> bool:
+    """Whether a database undid a transaction for the sake of another, so that it may go well the next time."""
+    cause: Any = error.orig if isinstance(error, DBAPIError) else None
+    if cause is None or isinstance(cause, sqlite3.Error):
+        return False
+    return (getattr(cause, "sqlstate", None) or next(iter(cause.args), None)) in _CONFLICTS
 
 
 def error_kind(error: DBAPIError) -> str:

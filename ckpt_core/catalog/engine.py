@@ -1,6 +1,6 @@
 """Opens a database by its URL and lends transactions of it; its errors leave here as CatalogError.
 
-What is asked of the database is none of this module's business.
+What is asked of the database is none of this module's business. No message has a password in it.
 """
 
 from __future__ import annotations
@@ -9,25 +9,33 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 from urllib.parse import quote
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, select
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as LockTimeoutError
 from sqlalchemy.pool import StaticPool
 
 from ckpt_core.catalog import dialect
 from ckpt_core.catalog.mounts import is_on_network
+from ckpt_core.catalog.schema import stores
+from ckpt_core.catalog.scope import STORE, in_store
 from ckpt_core.catalog.types import to_json
 from ckpt_core.errors import CatalogError, MissingExtraError, UsageError
 
-__all__ = ["Database"]
+__all__ = ["Database", "parse", "shown"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _log = logging.getLogger("ckpt_core.catalog")
 
+_TURNS = 10  # so often a transaction is tried that others keep undoing
+_RECYCLED = 1800.0  # seconds: servers and what stands before them forget connections that nobody uses
 _EXTRAS = {"postgresql": "postgres", "mysql": "mysql", "mariadb": "mysql"}
 
 _ADVICE = {
@@ -43,18 +51,21 @@ _ADVICE = {
 class Database:
     """One database, shared by all threads of a process.
 
-    `reading()` and `writing()` lend a connection inside one transaction. A thread holds one of them at a
-    time. SQLite has one writer at a time: threads queue here, in the order they came, and only processes
-    are left to SQLite's busy timeout. In memory there is one connection, so readers queue as well.
+    `reading()` and `writing()` lend a connection inside one transaction, about the rows of `store`. A thread
+    holds one of them at a time. There is one writer at a time to a store: threads queue here, in the order
+    they came, and only processes are left to SQLite's busy timeout or a server's lock of the store's row; so
+    they do not get in each other's way in the middle. In memory there is one connection, so readers queue as
+    well.
     """
 
     def __init__(self, engine: Engine, *, path: Path | None, timeout: float, read_only: bool) -> None:
         self.engine = engine
         self.path = path
         self.read_only = read_only
+        self.store: int | None = None
+        """The catalog's number of the store; None until that is known."""
         self._timeout = timeout
         self._one_connection = isinstance(engine.pool, StaticPool)
-        self._one_writer = engine.dialect.name == "sqlite"
         self._turn = threading.Lock()
         self._owner: int | None = None
         self._process = os.getpid()
@@ -66,16 +77,22 @@ class Database:
 
         `timeout`: seconds to wait for another writer. Raises UsageError, MissingExtraError.
         """
-        try:
-            parsed = make_url(url)
-        except ArgumentError as error:
-            raise UsageError(
-                "this is no URL of SQLAlchemy's: write it as sqlite:////folder/catalog.db",
-                kind="url",
-            ) from error
+        parsed = parse(url)
         if parsed.get_backend_name() == "sqlite":
             return cls._open_sqlite(parsed, timeout, mounts)
-        engine = _create(parsed, pool_pre_ping=True, pool_timeout=timeout)
+        arguments = dialect.connect_arguments(parsed.get_backend_name(), timeout)
+        engine = _create(
+            parsed,
+            pool_pre_ping=True,  # a server that was away may be back, and its old connections are not
+            pool_recycle=_RECYCLED,
+            pool_timeout=timeout,
+            connect_args={name: value for name, value in arguments.items() if name not in parsed.query},
+        )
+
+        def connected(connection: object, record: object) -> None:
+            dialect.set_up_session(connection, engine.dialect, timeout=timeout)
+
+        event.listen(engine, "connect", connected)
         return cls(engine, path=None, timeout=timeout, read_only=False)
 
     @classmethod
@@ -98,7 +115,7 @@ class Database:
         return cls(engine, path=path, timeout=timeout, read_only=read_only)
 
     def __str__(self) -> str:
-        return self.engine.url.render_as_string(hide_password=True)
+        return shown(self.engine.url)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -109,23 +126,38 @@ class Database:
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """A transaction that may write: committed at the end, undone by an exception. Raises CatalogError."""
-        with (
-            self._my_turn(self._one_writer),
-            self._translating(),
-            self._transaction(writes=True) as connection,
-        ):
+        with self._my_turn(), self._translating(), self._transaction(writes=True) as connection:
+            if self.store is not None:
+                # SQLite has locked all already, and leaves FOR UPDATE out.
+                mine = select(stores.c.id).where(stores.c.id == STORE)
+                connection.execute(mine.with_for_update(key_share=True))
             yield connection
+
+    def write(
+        self, work: Callable[Concatenate[Connection, P], T], *arguments: P.args, **options: P.kwargs
+    ) -> T:
+        """What `work` returns, called with a connection as by `writing`: once more where the database undid it for
+        another transaction's sake. Raises CatalogError."""
+        for _ in range(_TURNS - 1):
+            try:
+                with self.writing() as connection:
+                    return work(connection, *arguments, **options)
+            except CatalogError as error:
+                if not dialect.is_conflict(error.__cause__):
+                    raise
+                _log.info("once more, as another transaction was in the way: %s", error)
+        with self.writing() as connection:
+            return work(connection, *arguments, **options)
 
     @contextmanager
     def altering(self) -> Iterator[Connection]:
         """A writing transaction of one process at a time, which may change tables. Raises CatalogError."""
         with (
-            self._my_turn(self._one_writer),
+            self._my_turn(),
             self._translating(),
             self._connect(writes=True) as connection,
             dialect.without_foreign_keys(connection),
-            dialect.migration_lock(connection),
-            connection.begin(),
+            dialect.migrating(connection, timeout=self._timeout),
         ):
             yield connection
 
@@ -144,7 +176,8 @@ class Database:
 
     @contextmanager
     def _transaction(self, *, writes: bool = False) -> Iterator[Connection]:
-        with self._connect(writes=writes) as connection, connection.begin():
+        mine = nullcontext() if self.store is None else in_store(self.store)
+        with mine, self._connect(writes=writes) as connection, connection.begin():
             yield connection
 
     def _connect(self, *, writes: bool) -> Connection:
@@ -161,7 +194,7 @@ class Database:
             raise self.error("locked", str(error)) from error
 
     @contextmanager
-    def _my_turn(self, queue: bool) -> Iterator[None]:
+    def _my_turn(self, queue: bool = True) -> Iterator[None]:
         self._notice_fork()
         if self._closed:
             raise CatalogError(f"the catalog {self} was closed: open it again", kind="closed", url=str(self))
@@ -192,6 +225,24 @@ class Database:
         self._owner = None
         if not self._one_connection:
             self.engine.dispose(close=False)
+
+
+def parse(url: str) -> URL:
+    """An SQLAlchemy URL. Raises UsageError, which does not repeat it: a password may stand anywhere in it."""
+    try:
+        return make_url(url)
+    except (ArgumentError, ValueError):
+        raise UsageError(
+            "this is no URL of SQLAlchemy's: write it as sqlite:////folder/catalog.db or "
+            "postgresql+psycopg://user@host/database, a password with %-escapes for what is not a letter or digit",
+            kind="url",
+        ) from None
+
+
+def shown(url: URL) -> str:
+    """A URL as people may see it: without passwords, also those that drivers take as options."""
+    hidden = {name: "***" for name in url.query if "pass" in name.lower() and name != "passfile"}
+    return url.update_query_dict(hidden).render_as_string(hide_password=True)
 
 
 _STATES = {"database": "not usable", "full": "full", "read-only": "read-only"}

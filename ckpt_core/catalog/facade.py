@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, final
 
-from ckpt_core.catalog import audit, backups, checkpoints, integrity, metrics, migrate, queries
+from ckpt_core.catalog import audit, backups, checkpoints, integrity, metrics, migrate, queries, stores
 from ckpt_core.catalog.audit import AuditEntry
 from ckpt_core.catalog.checkpoints import Entry
 from ckpt_core.catalog.engine import Database
@@ -24,29 +24,32 @@ __all__ = ["Catalog"]
 class Catalog:
     """The SQL index of experiments, checkpoints and metrics. Made by `Catalog.open`.
 
-    All methods may be called from any thread. Each that writes is one transaction (those that take an
-    iterable: one for each batch, and the iterable is read outside of it), safe to repeat, and raises
-    CatalogError, whose `kind` is "locked", "corrupt", "unavailable", "read-only", "full", "closed" or
-    "database"; UsageError for a value that cannot be stored. Datetimes are aware and in UTC.
+    It is that of one store, though others may share its database. All methods may be called from any thread.
+    Each that writes is one transaction (those that take an iterable: one for each batch, and the iterable is
+    read outside of it), safe to repeat, and raises CatalogError, whose `kind` is "locked", "corrupt",
+    "unavailable", "read-only", "full", "closed" or "database"; UsageError for a value that cannot be stored.
+    Datetimes are aware and in UTC.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, store: str | None = None) -> None:
         self._database = database
+        database.store = stores.enter(database, store)
 
     @classmethod
-    def open(cls, url: str, *, timeout: float = 30.0) -> Self:
+    def open(cls, url: str, *, store: str | None = None, timeout: float = 30.0) -> Self:
         """The catalog at an SQLAlchemy URL, created or upgraded first where it must be.
 
-        `timeout`: seconds to wait for other writers. Raises CatalogError, UsageError, MissingExtraError, and
-        FormatError for a catalog that a newer version made.
+        `store`: the id of the store that it is about, since several may share a database; left out, the only one
+        that is there. `timeout`: seconds to wait for other writers. Raises CatalogError, UsageError (kind `store`
+        where there are several), MissingExtraError, and FormatError for a catalog that a newer version made.
         """
         database = Database.open(url, timeout=timeout)
         try:
             migrate.bring_up_to_date(database)
+            return cls(database, store)
         except BaseException:
             database.close()
             raise
-        return cls(database)
 
     def __enter__(self) -> Self:
         return self
@@ -73,47 +76,39 @@ class Catalog:
         `packs`: name and size of each. A forgotten checkpoint is live again; a tag that another checkpoint
         of the experiment had moves.
         """
-        with self._database.writing() as connection:
-            checkpoints.put(connection, [(checkpoint, packs)])
+        self._database.write(checkpoints.put, [(checkpoint, packs)])
 
     def put_checkpoints(self, entries: Iterable[Entry]) -> int:
         """`put_checkpoint` for many, in batches; returns how many."""
         count = 0
         for batch in batches(entries, IN_LIST):
-            with self._database.writing() as connection:
-                checkpoints.put(connection, batch)
+            self._database.write(checkpoints.put, batch)
             count += len(batch)
         return count
 
     def forget_checkpoints(self, ids: Iterable[str]) -> int:
         """Marks checkpoints as forgotten; returns how many were live. Unknown ids are passed over."""
-        with self._database.writing() as connection:
-            return checkpoints.forget(connection, ids)
+        return self._database.write(checkpoints.forget, list(ids))
 
     def drop_checkpoints(self, ids: Iterable[str]) -> int:
         """Deletes checkpoints, live or forgotten, and packs that only they named; returns how many."""
-        with self._database.writing() as connection:
-            return checkpoints.drop(connection, ids)
+        return self._database.write(checkpoints.drop, list(ids))
 
     def set_tag(self, experiment: str, tag: str, checkpoint_id: str) -> None:
         """Puts a tag on a live checkpoint of the experiment and off any other. Raises NotFoundError."""
-        with self._database.writing() as connection:
-            checkpoints.set_tag(connection, experiment, tag, checkpoint_id)
+        self._database.write(checkpoints.set_tag, experiment, tag, checkpoint_id)
 
     def remove_tag(self, experiment: str, tag: str) -> bool:
         """Takes a tag off; whether it was there."""
-        with self._database.writing() as connection:
-            return checkpoints.remove_tag(connection, experiment, tag)
+        return self._database.write(checkpoints.remove_tag, experiment, tag)
 
     def set_pinned(self, checkpoint_id: str, pinned: bool) -> None:
         """Pins or unpins a live checkpoint. Raises NotFoundError."""
-        with self._database.writing() as connection:
-            checkpoints.set_pinned(connection, checkpoint_id, pinned)
+        self._database.write(checkpoints.set_pinned, checkpoint_id, pinned)
 
     def note_listing(self, folder: str, word: str) -> None:
         """Notes what a folder of the store looked like, now that the catalog is in line with it."""
-        with self._database.writing() as connection:
-            checkpoints.note_listing(connection, folder, word)
+        self._database.write(checkpoints.note_listing, folder, word)
 
     # -- checkpoints, read
 
@@ -254,12 +249,10 @@ class Catalog:
         """
         count = 0
         for batch in batches(points, metrics.BATCH):
-            with self._database.writing() as connection:
-                metrics.add(connection, experiment, attempt, batch)
+            self._database.write(metrics.add, experiment, attempt, batch)
             count += len(batch)
         if segment_in is not None:
-            with self._database.writing() as connection:
-                metrics.count_segment(connection, segment_in)
+            self._database.write(metrics.count_segment, segment_in)
         return count
 
     def metric_names(self, experiment: str) -> list[str]:
@@ -286,15 +279,13 @@ class Catalog:
         bytes_checked: int = 0,
     ) -> None:
         """Writes down what a verification found. The checkpoint need not be in the catalog."""
-        with self._database.writing() as connection:
-            integrity.record(connection, checkpoint_id, kind, outcome, detail or {}, bytes_checked)
+        self._database.write(integrity.record, checkpoint_id, kind, outcome, detail or {}, bytes_checked)
 
     def record_pack_check(
         self, pack: str, outcome: str, bytes_checked: int, replaces: int | None = None
     ) -> int:
         """Writes down that every byte of a pack was read; returns the entry's id. `replaces`: that of its last."""
-        with self._database.writing() as connection:
-            return integrity.record_pack(connection, pack, outcome, bytes_checked, replaces)
+        return self._database.write(integrity.record_pack, pack, outcome, bytes_checked, replaces)
 
     def pack_checks(self) -> list[PackCheck]:
         """When each pack was last read, the oldest first."""
@@ -315,8 +306,7 @@ class Catalog:
         actor: str | None = None,
     ) -> int:
         """Appends to the audit trail; returns the entry's id. `actor` is `user@host:pid` unless given."""
-        with self._database.writing() as connection:
-            return audit.append(connection, event, subject, outcome, detail or {}, actor)
+        return self._database.write(audit.append, event, subject, outcome, detail or {}, actor)
 
     def audit_log(self, limit: int | None = None) -> list[AuditEntry]:
         """The audit trail, the newest entry first."""

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, ScalarSelect, select
 
 from ckpt_core.catalog.dialect import insert_new, upsert
 from ckpt_core.catalog.schema import attempts, checkpoints, experiments, metric_names, packs
+from ckpt_core.catalog.scope import STORE, current_store
 from ckpt_core.catalog.types import check_integer, check_name, check_uid
 from ckpt_core.model import Attempt
 
@@ -43,7 +44,11 @@ def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 def experiment_of(name: str) -> ScalarSelect[int]:
     """An experiment's number, inside another statement."""
-    return select(experiments.c.id).where(experiments.c.name == name).scalar_subquery()
+    return (
+        select(experiments.c.id)
+        .where(experiments.c.store_id == STORE, experiments.c.name == name)
+        .scalar_subquery()
+    )
 
 
 def metric_of(experiment: str, name: str) -> ScalarSelect[int]:
@@ -55,11 +60,14 @@ def metric_of(experiment: str, name: str) -> ScalarSelect[int]:
 def experiment_ids(connection: Connection, names: Collection[str]) -> dict[str, int]:
     """The number of each experiment, made where it is new."""
     wanted = sorted({check_name(name, "the experiment's name") for name in names})
-    insert_new(connection, experiments, [{"name": name} for name in wanted])
+    store = current_store()
+    insert_new(connection, experiments, [{"store_id": store, "name": name} for name in wanted])
     found: dict[str, int] = {}
     for batch in batches(wanted, IN_LIST):
         rows = connection.execute(
-            select(experiments.c.name, experiments.c.id).where(experiments.c.name.in_(batch))
+            select(experiments.c.name, experiments.c.id).where(
+                experiments.c.store_id == STORE, experiments.c.name.in_(batch)
+            )
         )
         found.update((name, number) for name, number in rows)
     return found
@@ -107,11 +115,12 @@ def metric_ids(connection: Connection, pairs: Collection[tuple[int, str]]) -> di
 
 def pack_ids(connection: Connection, sizes: dict[str, int]) -> dict[str, int]:
     """The number of each pack, made where it is new; its size is as given."""
-    rows = [{"name": name, "bytes": size} for name, size in sorted(sizes.items())]
-    upsert(connection, packs, ("name",), rows)
+    store = current_store()
+    rows = [{"store_id": store, "name": name, "bytes": size} for name, size in sorted(sizes.items())]
+    upsert(connection, packs, ("store_id", "name"), rows)
     found: dict[str, int] = {}
     for batch in batches(sizes, IN_LIST):
-        query = select(packs.c.name, packs.c.id).where(packs.c.name.in_(batch))
+        query = select(packs.c.name, packs.c.id).where(packs.c.store_id == STORE, packs.c.name.in_(batch))
         found.update((name, number) for name, number in connection.execute(query))
     return found
 
@@ -120,6 +129,7 @@ def checkpoint_ids(connection: Connection, uids: Sequence[str]) -> dict[str, int
     """The number of each of these checkpoints that the catalog knows, live or forgotten."""
     found: dict[str, int] = {}
     for batch in batches(uids, IN_LIST):
-        query = select(checkpoints.c.uid, checkpoints.c.id).where(checkpoints.c.uid.in_(batch))
+        mine = (checkpoints.c.store_id == STORE) & checkpoints.c.uid.in_(batch)
+        query = select(checkpoints.c.uid, checkpoints.c.id).where(mine)
         found.update((uid, number) for uid, number in connection.execute(query))
     return found

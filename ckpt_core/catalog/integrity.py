@@ -11,11 +11,13 @@ from sqlalchemy import Connection, delete, insert, select
 
 from ckpt_core import clock
 from ckpt_core.catalog.schema import integrity_checks
+from ckpt_core.catalog.scope import STORE, current_store
 from ckpt_core.catalog.types import check_integer, check_name, check_uid, tidy
 
 __all__ = ["IntegrityCheck", "PackCheck", "pack_checks", "record", "record_pack", "recorded"]
 
 _PACK = "pack"
+_MINE = integrity_checks.c.store_id == STORE
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ def record(
 ) -> None:
     """Writes down a verification. The checkpoint need not be in the catalog."""
     row = {
+        "store_id": current_store(),
         "at": clock.now(),
         "checkpoint_uid": None if checkpoint is None else check_uid(checkpoint, "the checkpoint's id"),
         "kind": check_name(kind, "the kind of check", 64),
@@ -62,7 +65,7 @@ def record(
 
 def recorded(connection: Connection, checkpoint: str | None, limit: int | None) -> list[IntegrityCheck]:
     """Verifications of a checkpoint, or all, the newest first; without those of single packs."""
-    query = select(integrity_checks).where(integrity_checks.c.kind != _PACK)
+    query = select(integrity_checks).where(_MINE, integrity_checks.c.kind != _PACK)
     query = query.order_by(integrity_checks.c.id.desc()).limit(limit)
     if checkpoint is not None:
         query = query.where(integrity_checks.c.checkpoint_uid == checkpoint)
@@ -77,8 +80,9 @@ def record_pack(
 ) -> int:
     """Writes down that a pack was read, in place of its last check; returns the id of the row."""
     if replaces is not None:
-        connection.execute(delete(integrity_checks).where(integrity_checks.c.id == replaces))
+        connection.execute(delete(integrity_checks).where(_MINE, integrity_checks.c.id == replaces))
     row = {
+        "store_id": current_store(),
         "at": clock.now(),
         "checkpoint_uid": None,
         "kind": _PACK,
@@ -92,8 +96,8 @@ def record_pack(
 
 def pack_checks(connection: Connection) -> list[PackCheck]:
     """The checks of single packs, the oldest first."""
-    query = select(integrity_checks).where(integrity_checks.c.kind == _PACK).order_by(integrity_checks.c.id)
+    query = select(integrity_checks).where(_MINE, integrity_checks.c.kind == _PACK)
     return [
         PackCheck(row.id, str(row.detail.get("pack", "")), row.outcome, row.at)
-        for row in connection.execute(query)
+        for row in connection.execute(query.order_by(integrity_checks.c.id))
     ]

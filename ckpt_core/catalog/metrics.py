@@ -9,6 +9,7 @@ from sqlalchemy import Connection, exists, select
 from ckpt_core.catalog.dialect import upsert, upsert_bulk
 from ckpt_core.catalog.identities import attempt_ids, experiment_ids, experiment_of, metric_ids, metric_of
 from ckpt_core.catalog.schema import attempts, experiment_metrics, listings, metric_names
+from ckpt_core.catalog.scope import STORE, current_store
 from ckpt_core.catalog.types import check_integer, microseconds, split_number, unsplit_number
 from ckpt_core.errors import UsageError
 from ckpt_core.model import Attempt, MetricPoint
@@ -43,8 +44,10 @@ def add(connection: Connection, experiment: str, attempt: Attempt, points: Itera
 
 def count_segment(connection: Connection, folder: str) -> None:
     """Notes that one more segment of this folder of the store is in the catalog."""
-    word = connection.scalar(select(listings.c.word).where(listings.c.folder == folder))
-    upsert(connection, listings, ("folder",), [{"folder": folder, "word": str(int(word or 0) + 1)}])
+    mine = (listings.c.store_id == STORE) & (listings.c.folder == folder)
+    word = connection.scalar(select(listings.c.word).where(mine))
+    row = {"store_id": current_store(), "folder": folder, "word": str(int(word or 0) + 1)}
+    upsert(connection, listings, ("store_id", "folder"), [row])
 
 
 def _of_attempt(points: Iterable[MetricPoint], attempt: Attempt) -> Iterator[MetricPoint]:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from sqlalchemy import Connection, insert, inspect, select
 
-from ckpt_core.catalog import audit
+from ckpt_core.catalog import dialect, stores
 from ckpt_core.catalog.backups import back_up
 from ckpt_core.catalog.engine import Database
 from ckpt_core.catalog.schema import REVISIONS, catalog_version, metadata
-from ckpt_core.errors import CatalogError, CkptError, FormatError
+from ckpt_core.errors import CatalogError, CkptError, FormatError, UsageError
 
-__all__ = ["bring_up_to_date", "check", "upgrade"]
+__all__ = ["bring_up_to_date", "check", "take_back", "upgrade"]
 
 _log = logging.getLogger("ckpt_core.catalog")
 
@@ -47,24 +47,46 @@ def bring_up_to_date(
             _create(connection, head)
             return None
         _refuse_newer(database, found, revisions)
-        backup = _back_up(database, found)
-        _log.info(
-            "upgrading the catalog %s from revision %s to %s; backup: %s", database, found, head, backup
+        return _change(database, connection, found, head, scripts)
+
+
+def take_back(database: Database, revision: str, *, scripts: str = SCRIPTS) -> Path | None:
+    """Brings the tables back to an earlier revision, for an earlier version of ckpt-core; the backup made, if any.
+
+    Raises UsageError for a revision that is none, CatalogError where the earlier one cannot hold what is there.
+    """
+    with database.altering() as connection:
+        found = _revision(connection, database)
+        if found is None or revision not in REVISIONS[: REVISIONS.index(found) + 1]:
+            raise UsageError(
+                f"the catalog {database} is of revision {found}: there is no way back to {revision!a}",
+                kind="revision",
+            )
+        return None if found == revision else _change(database, connection, found, revision, scripts)
+
+
+def _change(database: Database, connection: Connection, found: str, wanted: str, scripts: str) -> Path | None:
+    backup = _back_up(database, found)
+    _log.info("the catalog %s goes from revision %s to %s; backup: %s", database, found, wanted, backup)
+    try:
+        upgrade(connection, scripts, wanted)
+        _check_references(connection)
+    except CkptError:
+        raise
+    except Exception as error:
+        state = (
+            "is half done; try again, which goes on where this ended"
+            if dialect.ends_at_changes_of_tables(connection)
+            else "was left as it was"
         )
-        try:
-            upgrade(connection, scripts)
-            _check_references(connection)
-        except CkptError:
-            raise
-        except Exception as error:
-            raise CatalogError(
-                f"the catalog {database} could not be upgraded from revision {found} to {head} ({error}) "
-                f"and was left as it was; backup: {backup}; `ckpt reindex` makes a new one from the store",
-                kind="migration",
-                url=str(database),
-                backup=backup,
-            ) from error
-        return backup
+        raise CatalogError(
+            f"the catalog {database} could not be brought from revision {found} to {wanted} ({error}) and {state}; "
+            f"backup: {backup}; `ckpt reindex` makes a new one from the store",
+            kind="migration",
+            url=str(database),
+            backup=backup,
+        ) from error
+    return backup
 
 
 def check(database: Database) -> None:
@@ -79,14 +101,15 @@ def check(database: Database) -> None:
                 raise database.error("corrupt", str(found))
 
 
-def upgrade(connection: Connection, scripts: str = SCRIPTS) -> None:
-    """Runs every revision that this database has not seen, inside the caller's transaction."""
+def upgrade(connection: Connection, scripts: str = SCRIPTS, revision: str = "head") -> None:
+    """Runs every revision on the way to this one, up or down, inside the caller's transaction."""
     from alembic import command
     from alembic.config import Config
 
     config = Config(attributes={"connection": connection, "version_table": catalog_version.name})
     config.set_main_option("script_location", scripts.replace("%", "%%"))
-    command.upgrade(config, "head")
+    back = revision in REVISIONS and (_version(connection) or "") > revision
+    (command.downgrade if back else command.upgrade)(config, revision)
 
 
 def _glance(database: Database) -> str | None:
@@ -104,7 +127,7 @@ def _revision(connection: Connection, database: Database) -> str | None:
     """The revision; None for a database without any of our tables."""
     present = set(inspect(connection).get_table_names())
     found = _version(connection) if catalog_version.name in present else None
-    if found is not None:
+    if found is not None or catalog_version.name in present:
         return found
     ours = present & (set(metadata.tables) - {catalog_version.name})
     if ours:
@@ -134,9 +157,14 @@ def _refuse_newer(database: Database, found: str | None, revisions: Sequence[str
 
 
 def _create(connection: Connection, head: str) -> None:
-    """All tables at once, as the revisions together would make them; a test holds the two equal."""
+    """All tables at once, as the revisions together would make them; a test holds the two equal.
+
+    The version's table is the first: tables beside it while it is empty are what somebody who was killed left.
+    """
+    metadata.drop_all(connection)
+    catalog_version.create(connection)
     metadata.create_all(connection)
-    audit.begin_chain(connection)
+    stores.begin(connection)
     connection.execute(insert(catalog_version).values(version_num=head))
 
 

@@ -20,6 +20,7 @@ from ckpt_core.catalog.schema import (
     packs,
     tags,
 )
+from ckpt_core.catalog.scope import STORE
 from ckpt_core.catalog.types import untidy_number
 from ckpt_core.errors import UsageError
 from ckpt_core.model import Attempt, Checkpoint, ExperimentSummary
@@ -41,6 +42,7 @@ __all__ = [
 
 Order = Sequence[ColumnElement[Any]]
 
+_MINE = checkpoints.c.store_id == STORE
 # Checkpoint.order, as columns.
 _ORDER = (checkpoints.c.attempt_number, checkpoints.c.attempt_uid, checkpoints.c.step, checkpoints.c.uid)
 # Orders of different experiments have nothing to do with each other: there, time decides.
@@ -49,7 +51,7 @@ _TIME_ORDER = (checkpoints.c.created_at, checkpoints.c.uid)
 
 def one(connection: Connection, uid: str, include_forgotten: bool) -> Checkpoint | None:
     """The checkpoint of this id."""
-    query = _select().where(checkpoints.c.uid == uid)
+    query = _select().where(_MINE, checkpoints.c.uid == uid)
     found = _load(connection, query if include_forgotten else query.where(FOUND_ALIVE))
     return found[0] if found else None
 
@@ -59,7 +61,9 @@ def find_prefix(connection: Connection, prefix: str, experiment: str | None, lim
     if not (prefix.isascii() and prefix.isprintable()):
         return []
     # A range, not LIKE: it uses the index, and % and _ are mere characters. DEL follows all printable ASCII.
-    query = _select().where(FOUND_ALIVE, checkpoints.c.uid >= prefix, checkpoints.c.uid < prefix + "\x7f")
+    query = _select().where(
+        _MINE, FOUND_ALIVE, checkpoints.c.uid >= prefix, checkpoints.c.uid < prefix + "\x7f"
+    )
     if experiment is not None:
         # A sum is in no index, so that the ids lead here too.
         query = query.where(checkpoints.c.experiment_id + 0 == experiment_of(experiment))
@@ -84,6 +88,8 @@ def listing(
         query = query.where(IS_LIVE if tag is None else FOUND_ALIVE)
     if experiment is not None:
         query = query.where(checkpoints.c.experiment_id == experiment_of(experiment))
+    else:
+        query = query.where(_MINE)
     if lineage is not None:
         query = query.where(checkpoints.c.lineage_uid == lineage)
     if step is not None:
@@ -110,6 +116,8 @@ def ids(connection: Connection, experiment: str | None, include_forgotten: bool)
     query = select(checkpoints.c.uid)
     if experiment is not None:
         query = query.where(checkpoints.c.experiment_id == experiment_of(experiment))
+    else:
+        query = query.where(_MINE)
     if not include_forgotten:
         query = query.where(IS_LIVE)
     return set(connection.scalars(query))
@@ -186,13 +194,14 @@ def _best_rows(
 
 def none_at_all(connection: Connection) -> bool:
     """Whether the catalog knows no checkpoint, not even a forgotten one."""
-    return connection.scalar(select(checkpoints.c.id).limit(1)) is None
+    return connection.scalar(select(checkpoints.c.id).where(_MINE).limit(1)) is None
 
 
 def experiment_names(connection: Connection) -> list[str]:
     """The experiments that have live checkpoints, sorted; one step in the index for each experiment."""
     alive = exists().where(checkpoints.c.experiment_id == experiments.c.id, IS_LIVE)
-    return list(connection.scalars(select(experiments.c.name).where(alive).order_by(experiments.c.name)))
+    query = select(experiments.c.name).where(experiments.c.store_id == STORE, alive)
+    return list(connection.scalars(query.order_by(experiments.c.name)))
 
 
 def count(connection: Connection, experiment: str) -> int:
@@ -221,7 +230,8 @@ def nearest_step(connection: Connection, experiment: str, step: int) -> int | No
 
 def listing_word(connection: Connection, folder: str) -> str | None:
     """What `note_listing` noted last."""
-    word: str | None = connection.scalar(select(listings.c.word).where(listings.c.folder == folder))
+    mine = (listings.c.store_id == STORE) & (listings.c.folder == folder)
+    word: str | None = connection.scalar(select(listings.c.word).where(mine))
     return word
 
 
@@ -242,7 +252,7 @@ def pack_list(connection: Connection, uid: str) -> list[tuple[str, int]]:
         select(packs.c.name, packs.c.bytes)
         .join(checkpoint_packs, checkpoint_packs.c.pack_id == packs.c.id)
         .join(checkpoints, checkpoints.c.id == checkpoint_packs.c.checkpoint_id)
-        .where(checkpoints.c.uid == uid)
+        .where(_MINE, checkpoints.c.uid == uid)
         .order_by(packs.c.name)
     )
     return [(name, size) for name, size in connection.execute(query)]
@@ -254,7 +264,7 @@ def packs_by_key(connection: Connection) -> dict[str, list[str]]:
         select(checkpoints.c.manifest_key, packs.c.name)
         .join(checkpoint_packs, checkpoint_packs.c.checkpoint_id == checkpoints.c.id)
         .join(packs, packs.c.id == checkpoint_packs.c.pack_id)
-        .where(IS_LIVE)
+        .where(_MINE, IS_LIVE)
     )
     found: dict[str, list[str]] = {}
     for key, name in connection.execute(query):
@@ -290,6 +300,7 @@ def summaries(connection: Connection) -> list[ExperimentSummary]:
         )
         .select_from(experiments)
         .outerjoin(checkpoints, mine)
+        .where(experiments.c.store_id == STORE)
         .group_by(experiments.c.id, experiments.c.name)
         .order_by(experiments.c.name)
     )

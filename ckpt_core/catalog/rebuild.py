@@ -8,6 +8,7 @@ from typing import final
 from sqlalchemy import Connection, delete
 
 from ckpt_core.catalog import checkpoints, metrics
+from ckpt_core.catalog.belonging import of_store
 from ckpt_core.catalog.checkpoints import Entry
 from ckpt_core.catalog.identities import IN_LIST, batches
 from ckpt_core.catalog.schema import (
@@ -48,7 +49,7 @@ class Rebuild:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         for table in _CHILDREN_FIRST:
-            connection.execute(delete(table))
+            connection.execute(delete(table).where(of_store(table)))
 
     def put_checkpoints(self, entries: Iterable[Entry]) -> int:
         """As `Catalog.put_checkpoints`."""

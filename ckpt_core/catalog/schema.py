@@ -27,7 +27,7 @@ from ckpt_core.catalog.types import KEY_LENGTH, NAME_LENGTH, UID_LENGTH, ExactTe
 
 __all__ = ["HEAD", "REVISIONS", "metadata"]
 
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003")
 """Every revision that this version can bring up to date, the oldest first."""
 HEAD = REVISIONS[-1]
 
@@ -57,11 +57,32 @@ catalog_version = Table(
     PrimaryKeyConstraint("version_num", name="catalog_version_pkc"),
 )
 
+# One database may be the catalog of many stores. The one without a uid belongs to the first that asks.
+stores = Table(
+    "stores",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    _uid("uid"),
+    UniqueConstraint("uid"),
+)
+
+
+def _store(*, primary_key: bool = False) -> Column[int]:
+    return Column(
+        *("store_id", Integer, ForeignKey("stores.id")),
+        primary_key=primary_key,
+        autoincrement=False,
+        nullable=False,
+    )
+
+
 experiments = Table(
     "experiments",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("name", ExactText(NAME_LENGTH), nullable=False, unique=True),
+    _store(),
+    Column("name", ExactText(NAME_LENGTH), nullable=False),
+    UniqueConstraint("store_id", "name"),
 )
 
 attempts = Table(
@@ -85,7 +106,8 @@ checkpoints = Table(
     "checkpoints",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("uid", ExactText(UID_LENGTH), nullable=False, unique=True),
+    _store(),
+    _uid("uid"),
     Column("experiment_id", Integer, ForeignKey("experiments.id"), nullable=False),
     Column("status", String(16), nullable=False),
     Column("step", BigInteger, nullable=False),
@@ -103,6 +125,7 @@ checkpoints = Table(
     Column("tensor_count", BigInteger, nullable=False),
     Column("pinned", Boolean, nullable=False),
     Column("metrics", JSON, nullable=False),
+    UniqueConstraint("store_id", "uid"),
     CheckConstraint(f"status IN ('{LIVE}', '{FORGOTTEN}')", name="status"),
     Index("ix_checkpoints_order", "experiment_id", "status", "attempt_number", "attempt_uid", "step", "uid"),
     Index(
@@ -113,7 +136,7 @@ checkpoints = Table(
         "ix_checkpoints_step",
         *("experiment_id", "status", "step", "attempt_number", "attempt_uid", "uid"),
     ),
-    Index("ix_checkpoints_created", "status", "created_at", "uid"),
+    Index("ix_checkpoints_created", "status", "store_id", "created_at", "uid"),
     Index("ix_checkpoints_pinned", "experiment_id", "pinned"),
 )
 
@@ -182,8 +205,10 @@ packs = Table(
     "packs",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("name", ExactText(KEY_LENGTH), nullable=False, unique=True),
+    _store(),
+    Column("name", ExactText(KEY_LENGTH), nullable=False),
     Column("bytes", BigInteger, nullable=False),
+    UniqueConstraint("store_id", "name"),
 )
 
 checkpoint_packs = Table(
@@ -199,6 +224,7 @@ checkpoint_packs = Table(
 listings = Table(
     "listings",
     metadata,
+    _store(primary_key=True),
     Column("folder", ExactText(NAME_LENGTH), primary_key=True),
     Column("word", String(255), nullable=False),
 )
@@ -208,19 +234,21 @@ integrity_checks = Table(
     "integrity_checks",
     metadata,
     Column("id", Integer, primary_key=True),
+    _store(),
     Column("at", UtcMicroseconds, nullable=False),
     _uid("checkpoint_uid", nullable=True),
     Column("kind", ExactText(64), nullable=False),
     Column("outcome", ExactText(64), nullable=False),
     Column("detail", JSON, nullable=False),
     Column("bytes_checked", BigInteger, nullable=False),
-    Index("ix_integrity_checks_checkpoint", "checkpoint_uid", "id"),
+    Index("ix_integrity_checks_checkpoint", "store_id", "checkpoint_uid", "id"),
 )
 
 # `detail` is text, not JSON: a hash is of characters, and databases rewrite JSON in their own hand.
 audit_log = Table(
     "audit_log",
     metadata,
+    _store(primary_key=True),
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("at", UtcMicroseconds, nullable=False),
     Column("actor", ExactText(NAME_LENGTH), nullable=False),
@@ -232,11 +260,12 @@ audit_log = Table(
     Column("hash", String(64), nullable=False),
 )
 
-# One row, locked by whoever appends: it gives the next link its place, and tells if the last ones vanish.
+# One row of each store, locked by whoever appends: it gives the next link its place, and tells if the last
+# ones vanish.
 audit_head = Table(
     "audit_head",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=False),
+    _store(primary_key=True),
     Column("last_id", BigInteger, nullable=False),
     Column("hash", String(64), nullable=False),
 )

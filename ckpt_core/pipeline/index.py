@@ -75,7 +75,8 @@ class Index:
                 from ckpt_core.catalog import Catalog
 
                 self._in_line.clear()
-                self._catalog = Catalog.open(self.url, timeout=_TIMEOUT)
+                store = self._repository.document.store_id
+                self._catalog = Catalog.open(self.url, store=store, timeout=_TIMEOUT)
                 self._inode = self._file_inode()
             return self._catalog
 

@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ckpt_core.catalog import Catalog
+from ckpt_core.catalog.stores import enter
 from ckpt_core.errors import CatalogError, UsageError
-from contract.catalog_case import attempt, checkpoint, point, uid
+from contract.catalog_case import attempt, checkpoint, everything, point, uid
 from contract.catalog_checkpoints import CheckpointsContract
 from contract.catalog_history import HistoryContract
 from contract.catalog_queries import QueriesContract
@@ -65,6 +66,61 @@ class CatalogContract(CheckpointsContract, QueriesContract, HistoryContract):
                 assert seen.result(timeout=60) == {uid(1)}
         assert seen.result(timeout=60) in ({uid(1)}, {uid(2)})
         assert catalog.ids() == {uid(2)}
+
+    # -- stores
+
+    def test_stores_that_share_a_database_do_not_see_each_other(self, catalog: Catalog, url: str) -> None:
+        """The same names, ids and packs in both, as in a copy of a store."""
+        catalog.put_checkpoint(checkpoint(1, metrics={"loss": 1.0}, tags=("a",), pinned=True), [("p", 1)])
+        catalog.add_metrics("digits", attempt(1), [point(1)])
+        catalog.record_check(uid(1), "full", "ok")
+        catalog.record_pack_check("p", "ok", 1)
+        catalog.audit("save", uid(1), "ok")
+        catalog.note_listing("digits", "word")
+        database = catalog._database
+        mine = database.store
+        theirs = enter(database, "01OTHER")  # takes over what is nobody's
+        assert theirs == mine
+        assert enter(database, "01OTHER") == theirs
+        theirs = enter(database, "01THIRD")
+        assert theirs != mine
+        with pytest.raises(UsageError, match="01OTHER, 01THIRD") as caught:
+            enter(database, None)
+        assert caught.value.kind == "store"
+        before = everything(catalog)
+
+        database.store = theirs
+        nothing = everything(catalog)
+        assert not any(nothing), nothing
+        assert catalog.listing_word("digits") is None
+        catalog.put_checkpoints(
+            (checkpoint(n, metrics={"loss": -n}, tags=("a",)), [("p", 9)]) for n in (1, 2)
+        )
+        catalog.add_metrics("digits", attempt(1), [point(1, 9.0), point(2, 9.0)])
+        assert [catalog.audit("forget", uid(1), "ok") for _ in range(3)] == [1, 2, 3]
+        catalog.record_check(uid(1), "full", "damaged")
+        catalog.note_listing("digits", "other")
+        catalog.set_pinned(uid(1), True)
+        assert catalog.verify_audit() is None
+        assert catalog.packs(uid(1)) == [("p", 9)]
+
+        database.store = mine
+        assert everything(catalog) == before
+        catalog.forget_checkpoints([uid(1)])
+        catalog.drop_checkpoints([uid(1), uid(2)])
+        with catalog.rebuild():
+            pass
+        assert catalog.ids() == set()
+        assert [entry.event for entry in catalog.audit_log()] == ["save"]
+
+        database.store = theirs
+        assert catalog.ids() == {uid(1), uid(2)}
+        assert catalog.pinned("digits") == {uid(1)}
+        assert catalog.tags("digits") == {"a": uid(2)}
+        assert [p.value for p in catalog.metric_series("digits", "loss")] == [9.0, 9.0]
+        assert catalog.listing_word("digits") == "other"
+        assert catalog.packs_by_key() == {checkpoint(n).key: ["p"] for n in (1, 2)}
+        assert catalog.verify_audit() is None
 
     # -- threads
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from ckpt_core.catalog import Catalog, audit, migrate, schema
+from ckpt_core.catalog import Catalog, migrate, schema, stores
+from ckpt_core.catalog.engine import Database
 from ckpt_core.model import Attempt, Checkpoint, MetricPoint
 
 SCRIPTS = Path(migrate.__file__).parent / "migrations"
@@ -65,7 +66,7 @@ SECOND = """
 import sqlalchemy as sa
 from alembic import op
 
-revision, down_revision = "0003", "0002"
+revision, down_revision = "9999", "{head}"
 
 def upgrade():
     with op.batch_alter_table("checkpoints", recreate="always") as table:
@@ -79,18 +80,55 @@ def scripts(folder: Path, more: str = "pass") -> str:
     copy = folder / "scripts %d"
     if not copy.exists():
         shutil.copytree(SCRIPTS, copy, ignore=shutil.ignore_patterns("__pycache__"))
-        (copy / "versions" / "r0003_next.py").write_text(SECOND.format(more=more))
+        (copy / "versions" / "r9999_next.py").write_text(SECOND.format(more=more, head=schema.HEAD))
     return str(copy)
 
 
 def emptied(url: str) -> str:
     """The URL, and a catalog there as it is when it is new: faster than to make the tables again."""
-    with Catalog.open(url) as catalog, catalog._database.writing() as connection:
+    database = Database.open(url)
+    migrate.bring_up_to_date(database)
+    with database.writing() as connection:
         for table in reversed(schema.metadata.sorted_tables):
             if table is not schema.catalog_version:
                 connection.execute(table.delete())
-        audit.begin_chain(connection)
+        stores.begin(connection)
+    database.close()
     return url
+
+
+MORE = (*schema.REVISIONS, "9999")
+"""The revisions there are in `scripts`."""
+
+
+def everything(catalog: Catalog) -> list[Any]:
+    """What each question finds."""
+    return [
+        catalog.checkpoints(),
+        catalog.checkpoints("digits"),
+        catalog.checkpoint(uid(1)),
+        catalog.find_prefix("0100"),
+        catalog.find_prefix("0100", "digits"),
+        catalog.ids(),
+        catalog.ids("digits"),
+        not catalog.empty(),
+        catalog.experiment_names(),
+        catalog.count("digits"),
+        catalog.steps("digits"),
+        catalog.nearest_step("digits", 1),
+        catalog.newest("digits"),
+        catalog.best("digits", "loss", "min"),
+        catalog.packs(uid(1)),
+        catalog.packs_by_key(),
+        catalog.pinned("digits"),
+        catalog.tags("digits"),
+        catalog.experiments(),
+        catalog.metric_names("digits"),
+        catalog.metric_series("digits", "loss"),
+        catalog.checks(),
+        catalog.pack_checks(),
+        catalog.audit_log(),
+    ]
 
 
 class CatalogCase:

@@ -171,8 +171,8 @@ class HistoryContract(CatalogCase):
             ("DELETE FROM audit_head", 6),
             ("UPDATE audit_head SET last_id = 4", 5),
             (
-                "INSERT INTO audit_log SELECT 6, at, actor, event, subject, outcome, detail, hash, hash "
-                "FROM audit_log WHERE id = 5",
+                "INSERT INTO audit_log (store_id, id, at, actor, event, subject, outcome, detail, previous_hash, hash) "
+                "SELECT store_id, 6, at, actor, event, subject, outcome, detail, hash, hash FROM audit_log WHERE id = 5",
                 6,
             ),
         ],

@@ -26,6 +26,12 @@ from sqlalchemy.pool import NullPool
 _NOBODY = 65_534
 
 
+def _quick_folder() -> str | None:
+    """Memory, where there is enough of it: changes of tables wait for disks, whatever a server is told."""
+    memory = Path("/dev/shm")
+    return str(memory) if memory.is_dir() and shutil.disk_usage(memory).free > 2 << 30 else None
+
+
 class Server(ABC):
     """A running server and the databases made in it. `own`: it may be killed and started again."""
 
@@ -42,7 +48,7 @@ class Server(ABC):
             self.url = make_url(given)
             return
         self._programs = self._find()
-        self.folder = Path(tempfile.mkdtemp(prefix="ckpt-"))  # short: the path of a socket has 107 bytes
+        self.folder = Path(tempfile.mkdtemp(prefix="ckpt-", dir=_quick_folder()))  # a socket's path is short
         if os.geteuid() == 0:
             os.chown(self.folder, _NOBODY, _NOBODY)
         self.url = self._address()

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from ckpt_core import CheckpointManager
-from ckpt_core.catalog import Catalog, backups
+from ckpt_core.catalog import Catalog, backups, migrate
+from ckpt_core.catalog.engine import Database
 from ckpt_core.maintenance.doctor import examine
 from ckpt_core.maintenance.findings import Finding
 from ckpt_core.pipeline import index as index_module
@@ -156,10 +157,8 @@ def of_a_newer_version(path: Path) -> Iterator[None]:
 @contextmanager
 def of_an_older_version(path: Path) -> Iterator[None]:
     """As the first version of all made it, with what that version had seen."""
-    with closing(sqlite3.connect(path)) as database, database:
-        database.execute("DROP TABLE listings")
-        database.execute("DROP INDEX ix_checkpoint_metrics_best_of_all")
-        database.execute("UPDATE catalog_version SET version_num = '0001'")
+    with closing(Database.open(f"sqlite:///{path}")) as database:
+        migrate.take_back(database, "0001")
     yield
 
 

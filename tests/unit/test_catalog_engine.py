@@ -19,7 +19,7 @@ from sqlalchemy import event, make_url
 from ckpt_core.catalog import Catalog, dialect, migrate
 from ckpt_core.catalog.engine import Database
 from ckpt_core.errors import CatalogError, MissingExtraError, UsageError
-from contract.catalog_case import checkpoint, uid
+from contract.catalog_case import MORE, checkpoint, uid
 
 NOBODY = 65_534
 
@@ -222,10 +222,10 @@ def test_a_file_of_something_else(path: Path, url: str) -> None:
 def test_pages_that_were_overwritten(path: Path, url: str) -> None:
     with Catalog.open(url) as catalog:
         catalog.put_checkpoints((checkpoint(number), []) for number in range(500))
-    # Page 2 is the version table, which open reads; the rows of checkpoints come far behind.
+    # Page 2 is the version table, which open reads, as it does that of the stores; the rows of checkpoints come far behind.
     with open(path, "r+b") as file:
-        file.seek(4_096 * 30)
-        file.write(b"\xff" * (path.stat().st_size - 4_096 * 30))
+        file.seek(4_096 * 45)
+        file.write(b"\xff" * (path.stat().st_size - 4_096 * 45))
     with Catalog.open(url) as catalog:
         with pytest.raises(CatalogError) as caught:
             catalog.checkpoints()
@@ -310,7 +310,7 @@ def test_a_new_catalog_in_a_folder_that_can_only_be_read(shared: Path) -> None:
 def test_an_older_catalog_that_can_only_be_read(shared: Path) -> None:
     database = Database.open(f"sqlite:///{shared}/catalog.db")
     with pytest.raises(CatalogError) as caught:
-        migrate.bring_up_to_date(database, revisions=("0001", "0002", "0003"))
+        migrate.bring_up_to_date(database, revisions=MORE)
     assert caught.value.kind == "read-only"
     database.close()
 

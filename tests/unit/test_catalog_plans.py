@@ -26,7 +26,7 @@ ORDERED: dict[str, tuple[Question, str]] = {
     ),
     "last 20 of all": (
         lambda c: c.checkpoints(newest_first=True, limit=20),
-        "ix_checkpoints_created (status=?)",
+        "ix_checkpoints_created (status=? AND store_id=?)",
     ),
     "last 20 of a lineage": (
         lambda c: c.checkpoints("digits", lineage="L001", newest_first=True, limit=20),
@@ -40,12 +40,15 @@ ORDERED: dict[str, tuple[Question, str]] = {
         lambda c: c.checkpoints("digits", step=3, lineage="L001"),
         "ix_checkpoints_step (experiment_id=? AND status=? AND step=?)",
     ),
-    "a prefix": (lambda c: c.find_prefix("0100"), "sqlite_autoindex_checkpoints_1 (uid>? AND uid<?)"),
+    "a prefix": (
+        lambda c: c.find_prefix("0100"),
+        "sqlite_autoindex_checkpoints_1 (store_id=? AND uid>? AND uid<?)",
+    ),
     "a prefix in one": (
         lambda c: c.find_prefix("0100", "digits"),
-        "sqlite_autoindex_checkpoints_1 (uid>? AND uid<?)",
+        "sqlite_autoindex_checkpoints_1 (store_id=? AND uid>? AND uid<?)",
     ),
-    "an id": (lambda c: c.checkpoint(uid(1)), "sqlite_autoindex_checkpoints_1 (uid=?)"),
+    "an id": (lambda c: c.checkpoint(uid(1)), "sqlite_autoindex_checkpoints_1 (store_id=? AND uid=?)"),
     "pins": (lambda c: c.pinned("digits"), "ix_checkpoints_pinned (experiment_id=? AND pinned=?)"),
     "a tag": (lambda c: c.checkpoints("digits", tag="t1"), "INTEGER PRIMARY KEY (rowid=?)"),
     "best": (lambda c: c.best("digits", "loss", "min", "L001"), "INTEGER PRIMARY KEY (rowid=?)"),
