@@ -9,7 +9,7 @@ import operator
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, final
 
@@ -210,15 +210,17 @@ class CheckpointManager(Library):
         wait: bool = False,
         reason: str | None = None,
         lazy: LazyTensors | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> SaveHandle:
         """Saves a state: dicts, lists, tuples, plain values and tensors of any registered framework.
 
         Returns as soon as the tensors are copied to host memory; the handle's `result()` waits until the
         checkpoint is durable. With `wait`, nothing is copied and the call returns when it is durable, or
         raises what went wrong. `lazy`, for adapters: the tensors that will not change for a while, and need not
-        be copied before this returns. A failed save never disappears: its handle, a SAVE_FAILED event, the log,
-        the audit trail and `close` all tell it. What follows a save (tags, hooks, retention) cannot make it
-        fail: what goes wrong there is in the log, and `close` tells it again.
+        be copied before this returns. `progress` is told the bytes written and in all. A failed save never
+        disappears: its handle, a SAVE_FAILED event, the log, the audit trail and `close` all tell it. What
+        follows a save (tags, hooks, retention) cannot make it fail: what goes wrong there is in the log, and
+        `close` tells it again.
 
         Raises UsageError (a step that goes backwards, a NaN for the metric of *best*, a call in a hook of
         another save), StateError (names the path of what cannot be saved). That a save was skipped, or came
@@ -232,6 +234,7 @@ class CheckpointManager(Library):
             metrics=self._checked_metrics(metrics, step),
             tags=tuple(check_tag(tag) for tag in ([tags] if isinstance(tags, str) else tags)),
             reason=reason,
+            progress=progress,
         )
         flat = flatten(state, registry)
         self._last_step = request.step

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ckpt_core.backends.parts import differing
+
 __all__ = ["StorageBackend"]
 
 
@@ -57,6 +59,13 @@ class StorageBackend(ABC):
         as it is.
         """
         return self.load_checkpoint(path)
+
+    def check_checkpoint(self, path: Path, data: Any) -> list[str]:
+        """The paths of those tensors that stand in `path` otherwise than in `data`: what an export ends with.
+
+        Who has a library for the format reads it with that, and not with what has written it.
+        """
+        return differing(self.view_checkpoint(path), data)
 
     def kept(self, data: Any) -> Any:
         """What of a state the format can hold: all of it, unless it is one for weights alone."""

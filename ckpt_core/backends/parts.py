@@ -22,15 +22,26 @@ from ckpt_core.tree import (
     flatten,
     rebuild,
     registry,
+    tensor_paths,
 )
 
-__all__ = ["STRUCTURE", "described", "names_of", "on_device", "put_together", "rebuilt", "take_apart"]
+__all__ = [
+    "STRUCTURE",
+    "described",
+    "differing",
+    "names_of",
+    "on_device",
+    "put_together",
+    "rebuilt",
+    "take_apart",
+]
 
 STRUCTURE = "ckpt.structure"
 """Under which name the backends of this package write the text."""
 
 _VERSION = 1
 _MOST_AXES = 64
+_PIECE = 8 << 20
 _RESERVED = ("", "__metadata__", STRUCTURE)
 
 
@@ -72,6 +83,24 @@ def put_together(arrays: Mapping[str, np.ndarray[Any, Any]], structure: str) -> 
         return data if data.flags.writeable else data.copy()
 
     return rebuilt(structure, read)
+
+
+def differing(found: Any, expected: Any) -> list[str]:
+    """The paths of tensors that two states do not have alike: type, shape, and every byte."""
+    one, other = _tensors(found), _tensors(expected)
+    return [path for path in one.keys() | other.keys() if not _alike(one.get(path), other.get(path))]
+
+
+def _tensors(state: Any) -> dict[str, StagedTensor]:
+    snapshot = borrow(flatten(state, registry))
+    return {path: snapshot.tensors[index] for path, index in tensor_paths(snapshot.tree).items()}
+
+
+def _alike(one: StagedTensor | None, other: StagedTensor | None) -> bool:
+    if one is None or other is None or one.spec != other.spec:
+        return False
+    pieces = range(0, one.data.nbytes, _PIECE)
+    return all(np.array_equal(one.data[at : at + _PIECE], other.data[at : at + _PIECE]) for at in pieces)
 
 
 def names_of(snapshot: Snapshot) -> list[str]:

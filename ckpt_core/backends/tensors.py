@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
+from safetensors import safe_open
 
 from ckpt_core.backends.contract import StorageBackend
 from ckpt_core.backends.parts import STRUCTURE, described, names_of, on_device, rebuilt
@@ -25,6 +26,8 @@ INDEX = "model.safetensors.index.json"
 _PAGE = 4096  # the header may grow a little, as a counter does, and the data stays where it is
 _PIECE = 8 << 20
 _INDEX_LIMIT = 100 << 20
+_OF_NUMPY = {"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "F16", "BF16", "F32", "F64"}
+"""What safetensors' own reader can give to numpy."""
 _FRAMEWORKS = {"torch": "pt", "numpy": "np", "tensorflow": "tf", "jax": "flax"}
 
 
@@ -57,6 +60,18 @@ class SafetensorsBackend(StorageBackend):
 
     def view_checkpoint(self, path: Path) -> Any:
         return self._read(path, None, copy=False)
+
+    def check_checkpoint(self, path: Path, data: Any) -> list[str]:
+        bad = set(super().check_checkpoint(path, data))
+        snapshot = borrow(flatten(data, registry))
+        expected = dict(zip(names_of(snapshot), snapshot.tensors, strict=True))
+        for file in [path] if path.is_file() else sorted(path.glob("*.safetensors")):
+            with safe_open(file, "np") as opened:
+                for name in opened.keys():  # noqa: SIM118 - it is no mapping
+                    if expected[name].spec.dtype in _OF_NUMPY:
+                        same = opened.get_tensor(name).tobytes() == expected[name].data.tobytes()
+                        bad |= set() if same else {name}
+        return sorted(bad)
 
     def recognises(self, path: Path) -> bool:
         return path.name.endswith((self.suffix, f"{self.suffix}.index.json")) or (

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
+from keyword import iskeyword
 from typing import Any, NoReturn
 
 import click
@@ -28,8 +29,8 @@ GROUP = "ckpt_core.commands"
 
 COMMANDS = {
     "ls": "ls", "experiments": "experiments", "show": "show", "log": "log", "diff": "diff", "cat": "cat",
-    "restore": "restore", "tag": "tag", "pin": "pins", "unpin": "pins", "forget": "forget",
-    "undelete": "undelete", "prune": "prune", "audit": "audit",
+    "restore": "restore", "export": "export", "import": "import_", "tag": "tag", "pin": "pins",
+    "unpin": "pins", "forget": "forget", "undelete": "undelete", "prune": "prune", "audit": "audit",
     "verify": "verify", "stats": "stats", "doctor": "doctor", "reindex": "reindex", "catalog": "catalog",
     "scrub": "scrub", "repair": "repair", "parity": "parity", "mirror": "mirror",
     "keys": "keys", "sign": "sign", "completion": "completion"}  # fmt: skip
@@ -52,7 +53,8 @@ class Program(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in COMMANDS:
             module = import_module(f"ckpt_core.cli.commands.{COMMANDS[cmd_name]}")
-            own: click.Command = getattr(module, cmd_name)
+            # A word of Python's cannot be the name of a function.
+            own: click.Command = getattr(module, f"{cmd_name}_" if iskeyword(cmd_name) else cmd_name)
             return own
         entry = self._installed().get(cmd_name)
         if entry is None:

@@ -27,7 +27,7 @@ from ckpt_core.tree import (
     walk,
 )
 
-__all__ = ["CheckpointReader", "LazyTensor", "open_checkpoint"]
+__all__ = ["CheckpointReader", "Chunks", "LazyTensor", "open_checkpoint", "open_chunks"]
 
 
 class Chunks(Protocol):
@@ -126,12 +126,23 @@ def open_checkpoint(
 
     `backend`: one that need not be installed. Raises FormatError, MissingExtraError.
     """
-    packed = repository.reader(manifest, verify)
-    chunks: Chunks = packed
-    if backend_files(manifest.state) is not None:
-        with closing(packed):
-            manifest, chunks = unpacked(manifest, load_files(repository, manifest, packed, backend))
+    manifest, chunks = open_chunks(repository, manifest, verify=verify, backend=backend)
     return CheckpointReader(chunks, manifest, checkpoint, registry, framework=framework)
+
+
+def open_chunks(
+    repository: Repository,
+    manifest: Manifest,
+    *,
+    verify: Verify = "lazy",
+    backend: StorageBackend | None = None,
+) -> tuple[Manifest, Chunks]:
+    """The tree and the tensors of a checkpoint's state, whoever made it, and their bytes. See `open_checkpoint`."""
+    packed = repository.reader(manifest, verify)
+    if backend_files(manifest.state) is None:
+        return manifest, packed
+    with closing(packed):
+        return unpacked(manifest, load_files(repository, manifest, packed, backend))
 
 
 class CheckpointReader(Mapping[str, Any]):

@@ -44,6 +44,8 @@ class SaveRequest:
     reason: str | None
     threads: int | None = None
     """How many threads hash; as many as there are cores where nothing else has to run."""
+    progress: Callable[[int, int], None] | None = None
+    """Told the bytes written, and how many there are in all."""
 
 
 @dataclass
@@ -172,6 +174,7 @@ class Saver:
             approve=self.approve,
             compression=self.compression,
             threads=request.threads,
+            progress=request.progress,
         )
 
     @cached_property

@@ -217,6 +217,7 @@ class Repository:
         approve: Callable[[], None] | None = None,
         compression: str | None = None,
         threads: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Committed:
         """Writes a checkpoint. When this returns it is durable; when it raises StoreError there is none.
 
@@ -224,7 +225,7 @@ class Repository:
         is a checkpoint, and a whole one.) `base` is the manifest whose chunks are not written again.
         `approve` is called just before the commit and stops it by raising. With `compression` what is newly
         written is compressed where that pays. `threads` hash and compress, as many as there are cores if it is
-        left out. It is signed, if it is to be, before anybody can see it.
+        left out. `progress` is told the bytes done and in all. It is signed, if it is to be, before anybody can see it.
 
         A lease keeps prunes away from what is named. Where it was taken for over meanwhile, as this process
         was held up for long, the packs are looked for, and what is gone is written again.
@@ -244,6 +245,7 @@ class Repository:
                     compression=compression,
                     threads=threads,
                     alive=lease.renew,
+                    progress=progress,
                 )
                 try:
                     if approve is not None:

@@ -74,11 +74,13 @@ def write_part(
     compression: str | None = None,
     threads: int | None = None,
     alive: Callable[[], object] = lambda: None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Part:
     """Writes the chunks of a snapshot that are not `known` into one durable pack (or none at all).
 
     Hashing (and compressing) the next chunks, on `threads` threads, overlaps with writing the last. `alive`
-    is called again and again meanwhile. Raises StoreError; StateError where there are more tensors than a
+    is called again and again meanwhile, `progress` with the bytes done and in all. Raises StoreError; StateError where
+    there are more tensors than a
     pack can list. Then nothing is left behind.
     """
     name = layout.pack_name(experiment, checkpoint, rank, 0)
@@ -106,8 +108,12 @@ def write_part(
             position=lambda: pack.data_bytes, compress_new=None if compression is None else known,
         )  # fmt: skip
         stack.enter_context(closing(digested))
+        done, total = 0, snapshot.nbytes
         for (i, piece), each in zip(sources, digested, strict=True):
             alive()
+            done += piece.data.nbytes
+            if progress is not None:
+                progress(done, total)
             found = known.get(each.digest)
             if found is None:
                 start = pack.append(_at(piece, each.data), each.digest, each.smaller)

@@ -28,7 +28,10 @@ def section(command: str) -> str:
 
 def options(command: click.Command) -> list[str]:
     return [
-        name for parameter in command.params if isinstance(parameter, click.Option) for name in parameter.opts
+        name
+        for parameter in command.params
+        if isinstance(parameter, click.Option)
+        for name in (*parameter.opts, *parameter.secondary_opts)
     ]
 
 

@@ -15,8 +15,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from ckpt_core import CheckpointManager
-from ckpt_core.cli.export import new_file, new_folder
 from ckpt_core.errors import StoreError, UsageError
+from ckpt_core.pipeline.placing import new_file, new_folder
 from cli.calls import Call, damage, model
 
 

@@ -23,6 +23,9 @@ EXPECTED = {
     "Session",
     "Workspace",
     # formats
+    "Exported",
+    "export_checkpoint",
+    "import_checkpoint",
     "StorageBackend",
     # hooks
     "BaseHook",

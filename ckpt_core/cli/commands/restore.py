@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -13,8 +13,10 @@ from ckpt_core.errors import UsageError
 
 if TYPE_CHECKING:
     from ckpt_core.format.documents import Manifest
-    from ckpt_core.model import Checkpoint, TensorSpec
+    from ckpt_core.model import Buffer, Checkpoint, TensorSpec
+    from ckpt_core.repository import ChunkReader
 
+_PIECE = 8 << 20
 _FORMATS = {"torch": "pt", "numpy": "np", "tensorflow": "tf", "jax": "flax"}
 
 
@@ -59,7 +61,7 @@ def restore(
     made = backend_files(manifest.state)
     if made is not None:
         raise UsageError(
-            f"the checkpoint is files of the storage backend {made.name!r}: load it with CheckpointManager.load()",
+            f"the checkpoint is files of the storage backend {made.name!r}: `ckpt export` writes it in any format",
             kind="backend",
         )
     selection = Selection(include or None)
@@ -117,13 +119,13 @@ def _to_file(
     tensors: Mapping[str, Any],
     force: bool,
 ) -> int:
-    from ckpt_core.cli.export import new_file, write_safetensors
     from ckpt_core.cli.progress import progress_bar
+    from ckpt_core.pipeline.placing import new_file
 
     chunks = call.workspace.repository.reader(manifest, "lazy")
     try:
         with new_file(place, force=force) as out, progress_bar(call.output, "restoring") as progress:
-            return write_safetensors(out, tensors, chunks, _metadata(checkpoint, manifest), progress)
+            return _write(out, tensors, chunks, _metadata(checkpoint, manifest), progress)
     finally:
         chunks.close()
 
@@ -139,20 +141,44 @@ def _to_folder(
 ) -> int:
     import json
 
-    from ckpt_core.cli.export import STATE, TENSORS, new_folder, write_safetensors
     from ckpt_core.cli.progress import progress_bar
+    from ckpt_core.pipeline.placing import STATE, TENSORS, new_folder
 
     chunks = call.workspace.repository.reader(manifest, "lazy")
     try:
         with new_folder(place, force=force) as folder:
             with open(folder / TENSORS, "xb") as out, progress_bar(call.output, "restoring") as progress:
-                written = write_safetensors(out, tensors, chunks, _metadata(checkpoint, manifest), progress)
+                written = _write(out, tensors, chunks, _metadata(checkpoint, manifest), progress)
             document = _state_document(checkpoint, manifest, include)
             text = json.dumps(document, indent=2, allow_nan=False) + "\n"
             (folder / STATE).write_text(text, encoding="utf-8")
             return written + len(text)
     finally:
         chunks.close()
+
+
+def _write(
+    out: BinaryIO,
+    tensors: Mapping[str, tuple[int, TensorSpec]],
+    chunks: ChunkReader,
+    metadata: Mapping[str, str],
+    progress: Callable[[int, int], None] | None,
+) -> int:
+    """Streams tensors (name: index and spec) into a safetensors file; returns its bytes. Each is checked as it is
+    read. A tensor of the name that the format keeps for itself gets another one."""
+    from ckpt_core.format.tensorfile import write_tensors
+    from ckpt_core.tree import dtypes
+
+    named = {("__metadata__[0]" if name == "__metadata__" else name): each for name, each in tensors.items()}
+
+    def pieces(name: str) -> Iterator[Buffer]:
+        index, spec = named[name]
+        size = dtypes.nbytes(spec)
+        for begin in range(0, size, _PIECE):
+            yield chunks.read_range(index, begin, min(begin + _PIECE, size))
+
+    specs = {name: spec for name, (_, spec) in named.items()}
+    return write_tensors(out, specs, pieces, metadata, progress=progress)
 
 
 def _state_document(checkpoint: Checkpoint, manifest: Manifest, include: tuple[str, ...]) -> dict[str, Any]:

@@ -1,30 +1,22 @@
-"""Writing a checkpoint out as files that need no code of ours: safetensors, and plain values as JSON.
-
-Whatever is written appears whole under its final name or not at all.
-"""
+"""Files and folders outside of a store, which appear whole under their final names or not at all, durable."""
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from ckpt_core import ids
 from ckpt_core.errors import StoreError, UsageError
-from ckpt_core.model import TensorSpec
-from ckpt_core.repository import ChunkReader
-from ckpt_core.tree import dtypes
 
-__all__ = ["STATE", "TENSORS", "new_file", "new_folder", "write_safetensors"]
+__all__ = ["STATE", "TENSORS", "new_file", "new_folder", "placed"]
 
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
-_PIECE = 8 << 20
 _ADVICE = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the quota is used up",
@@ -32,51 +24,6 @@ _ADVICE = {
     errno.EROFS: "the file system is read-only",
     errno.ENOENT: "its folder does not exist: make it first",
 }
-
-
-def write_safetensors(
-    out: BinaryIO,
-    tensors: Mapping[str, tuple[int, TensorSpec]],
-    chunks: ChunkReader,
-    metadata: Mapping[str, str],
-    progress: Callable[[int, int], None] | None = None,
-) -> int:
-    """Streams tensors (name: index and spec) into a safetensors file; returns its bytes.
-
-    Each byte is checked as it is read. What safetensors has no type for is written as bytes, its true type
-    and shape under `ckpt.dtypes` in the metadata. Source of the format: https://github.com/huggingface/safetensors
-    """
-    if "__metadata__" in tensors:  # a name that the format keeps for itself
-        tensors = {
-            ("__metadata__[0]" if name == "__metadata__" else name): found for name, found in tensors.items()
-        }
-    order = sorted(tensors, key=lambda name: -dtypes.alignment(dtypes.stored_as(tensors[name][1]).dtype))
-    header: dict[str, Any] = {}
-    strange: dict[str, Any] = {}
-    end = 0
-    for name in order:
-        spec = tensors[name][1]
-        stored = dtypes.stored_as(spec)
-        begin, end = end, end + dtypes.nbytes(spec)
-        header[name] = {"dtype": stored.dtype, "shape": stored.shape, "data_offsets": [begin, end]}
-        if stored != spec:
-            strange[name] = {"dtype": spec.dtype, "shape": spec.shape}
-    facts = dict(metadata) | ({"ckpt.dtypes": json.dumps(strange)} if strange else {})
-    text = json.dumps({"__metadata__": facts, **header}, separators=(",", ":"), ensure_ascii=False).encode()
-    text = text.ljust(-(-len(text) // 8) * 8)
-    out.write(len(text).to_bytes(8, "little"))
-    out.write(text)
-    done = 0
-    for name in order:
-        index, spec = tensors[name]
-        size = dtypes.nbytes(spec)
-        for begin in range(0, size, _PIECE):
-            data = chunks.read_range(index, begin, min(begin + _PIECE, size))
-            out.write(data.data)
-            done += data.nbytes
-            if progress is not None:
-                progress(done, end)
-    return 8 + len(text) + end
 
 
 @contextmanager
@@ -131,6 +78,39 @@ def new_folder(target: Path, *, force: bool) -> Iterator[Path]:
             for folder in (temporary, aside):
                 if folder is not aside or _there(target):
                     shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def placed(target: Path, *, force: bool) -> Iterator[Path]:
+    """A path for a file or folder of the target's name, in a private folder beside it, which takes the target's place
+    at the end. With `force` it replaces a file; a folder with anything in it never. Raises UsageError, StoreError."""
+    if target.is_dir() and not target.is_symlink():
+        if any(target.iterdir()):
+            raise UsageError(
+                f"{target} is a folder with files in it: choose another name, or remove it first",
+                kind="exists",
+                path=str(target),
+            )
+    elif _there(target) and not force:
+        raise _exists(target)
+    private = target.with_name(f".{target.name[:200]}.{ids.token()}.tmp")
+    with _explained(target):
+        try:
+            private.mkdir(0o700)
+            made = private / target.name
+            yield made
+            for folder, _, names in os.walk(made):
+                for name in names:
+                    _sync_file(Path(folder, name))
+                _sync_folder(Path(folder))
+            if made.is_dir():
+                os.rename(made, target)  # over an empty folder, but over nothing else
+            else:
+                _sync_file(made)
+                os.replace(made, target) if force else _rename_if_free(made, target)
+            _sync_folder(target.parent)
+        finally:
+            shutil.rmtree(private, ignore_errors=True)
 
 
 def _check_folder(target: Path, force: bool) -> None:
