@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from ckpt_core.model import Attempt as Attempt
     from ckpt_core.model import Checkpoint as Checkpoint
     from ckpt_core.model import Decision as Decision
-    from ckpt_core.pipeline.moving import Exported as Exported
-    from ckpt_core.pipeline.moving import export_checkpoint as export_checkpoint
-    from ckpt_core.pipeline.moving import import_checkpoint as import_checkpoint
+    from ckpt_core.moving import Exported as Exported
+    from ckpt_core.moving import export_checkpoint as export_checkpoint
+    from ckpt_core.moving import import_checkpoint as import_checkpoint
     from ckpt_core.pipeline.opened import CheckpointReader as CheckpointReader
     from ckpt_core.pipeline.queue import SaveHandle as SaveHandle
     from ckpt_core.pipeline.workspace import Workspace as Workspace
@@ -75,7 +75,7 @@ _MODULES = {
     "ckpt_core.hooks": ("BaseHook", "HookContext", "HookEvent", "HookManager", "HookPriority", "hook"),
     "ckpt_core.manager": ("CheckpointManager",),
     "ckpt_core.model": ("Attempt", "Checkpoint", "Decision"),
-    "ckpt_core.pipeline.moving": ("Exported", "export_checkpoint", "import_checkpoint"),
+    "ckpt_core.moving": ("Exported", "export_checkpoint", "import_checkpoint"),
     "ckpt_core.pipeline.opened": ("CheckpointReader",),
     "ckpt_core.pipeline.queue": ("SaveHandle",),
     "ckpt_core.pipeline.workspace": ("Workspace",),

@@ -224,11 +224,11 @@ class Repository:
         (An interruption from outside, as KeyboardInterrupt, may also come just after the commit: then there
         is a checkpoint, and a whole one.) `base` is the manifest whose chunks are not written again.
         `approve` is called just before the commit and stops it by raising. With `compression` what is newly
-        written is compressed where that pays. `threads` hash and compress, as many as there are cores if it is
-        left out. `progress` is told the bytes done and in all. It is signed, if it is to be, before anybody can see it.
+        written is compressed where that pays. `threads` hash and compress, as many as there are cores if left out.
+        `progress` is told the bytes done and in all. It is signed, if it is to be, before anybody can see it.
 
-        A lease keeps prunes away from what is named. Where it was taken for over meanwhile, as this process
-        was held up for long, the packs are looked for, and what is gone is written again.
+        A lease keeps prunes away from what is named. Where it was taken for over meanwhile, as this process was
+        held up for long, the packs are looked for, and what is gone is written again.
         """
         names = tuple(pack.name for pack in base.packs) if base is not None else ()
         for _ in range(_TRIES):

@@ -6,6 +6,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -24,6 +25,8 @@ CALLS = {
     "diff": (("digits@step=400", "digits@step=500"), "tensors"),
     "cat": (("digits@latest", "config/lr"), "value"),
     "restore": (("digits@latest", "out"), "target"),
+    "export": (("digits@latest", "out.npz"), "format"),
+    "import": (("there.npz", "imported"), "checkpoint"),
     "tag": ((), "tags"),
     "pin": (("digits@latest",), "checkpoints"),
     "unpin": (("digits@latest",), "checkpoints"),
@@ -77,7 +80,12 @@ def test_every_command_has_help_with_examples_and_the_shared_options(command: st
         assert option in answer.out
 
 
-@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"completion"}))
+@pytest.fixture(autouse=True)
+def _something_to_import(_no_settings: None) -> None:
+    np.savez("there.npz", w=np.ones(3))
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"completion", "import"}))
 def test_every_command_says_that_there_is_no_store(command: str, ckpt: Call, tmp_path: Path) -> None:
     answer = ckpt(command, *CALLS[command][0], "--json", at=tmp_path / "nothing")
     assert answer.code == 10

@@ -22,9 +22,9 @@ from ckpt_core import (
     UsageError,
     export_checkpoint,
     import_checkpoint,
+    moving,
 )
 from ckpt_core.backends.npz import NpzBackend
-from ckpt_core.pipeline import moving
 from ckpt_core.stores import MemoryStore
 from ckpt_core.testing import same_state
 

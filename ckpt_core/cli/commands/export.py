@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ckpt_core.cli.call import Call
-from ckpt_core.cli.options import command, complete_references, ranking_options
+from ckpt_core.cli.options import command, complete_references, ranking_options, trusted_option
 
 
 @command(
@@ -23,6 +23,7 @@ from ckpt_core.cli.options import command, complete_references, ranking_options
 @click.option("--verify/--no-verify", default=True, help="Read TARGET back and compare.  [default: verify]")
 @click.option("-f", "--force", is_flag=True, help="Replace a file that is there. A folder never is.")
 @ranking_options
+@trusted_option
 def export(
     call: Call, reference: str, target: str, wanted: str | None, select: str | None, verify: bool, force: bool
 ) -> None:
@@ -36,9 +37,9 @@ def export(
     from ckpt_core.cli.progress import progress_bar
     from ckpt_core.cli.records import checkpoint_record
     from ckpt_core.cli.words import counted, size
-    from ckpt_core.pipeline.moving import write_out
+    from ckpt_core.moving import write_out
 
-    checkpoint = call.resolve(reference)
+    checkpoint, _ = call.readable(reference)
     with progress_bar(call.output, "exporting") as progress:
         done = write_out(
             call.workspace.repository, checkpoint, target, format=wanted, select=select, verify=verify,

@@ -48,7 +48,7 @@ def import_(
     from ckpt_core.cli.words import counted, size
     from ckpt_core.config import environment
     from ckpt_core.manager import CheckpointManager
-    from ckpt_core.pipeline.moving import import_checkpoint
+    from ckpt_core.moving import import_checkpoint
 
     values = dict(_metric(text) for text in metrics)
     catalog = call.catalog or environment("CKPT_CATALOG")

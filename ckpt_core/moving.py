@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,9 +18,11 @@ from ckpt_core.backends import StorageBackend, find_backend, guess_backend
 from ckpt_core.errors import CkptError, CorruptionError, FormatError, NotFoundError, StateError
 from ckpt_core.format.documents import Manifest
 from ckpt_core.maintenance.leaves import branch
+from ckpt_core.manager import CheckpointManager
 from ckpt_core.model import Buffer, Checkpoint
 from ckpt_core.pipeline.opened import Chunks, open_chunks
 from ckpt_core.pipeline.placing import placed
+from ckpt_core.pipeline.trust import trusted_manifest
 from ckpt_core.repository import Repository
 from ckpt_core.tree import (
     UnsupportedValueError,
@@ -32,9 +34,6 @@ from ckpt_core.tree import (
     tensor_paths,
     walk,
 )
-
-if TYPE_CHECKING:
-    from ckpt_core.manager import CheckpointManager
 
 __all__ = ["Exported", "export_checkpoint", "import_checkpoint", "write_out"]
 
@@ -96,7 +95,7 @@ def write_out(
     """The same of a checkpoint that is known. `backend`: one that it may have been saved by, though not installed."""
     place = Path(os.path.abspath(target))
     writer = _format(format, place)
-    manifest = repository.read(checkpoint.key).manifest
+    manifest = trusted_manifest(repository, checkpoint)
     with placed(place, force=force) as path:
         manifest, chunks = open_chunks(repository, manifest, backend=backend)
         with closing(chunks):
