@@ -1,9 +1,10 @@
 """The repository: chunks to packs to manifests in a store; references and metric segments beside them."""
 
+from ckpt_core.repository.checking import check_options
 from ckpt_core.repository.leases import Claims, HeldLease, Leases
 from ckpt_core.repository.reader import ChunkReader, Verify, open_pack
 from ckpt_core.repository.references import References
-from ckpt_core.repository.repository import Committed, Draft, Repository, check_options
+from ckpt_core.repository.repository import Committed, Draft, Repository
 from ckpt_core.repository.series import MetricSegments
 from ckpt_core.repository.signatures import Signatures
 from ckpt_core.repository.spare import Spare

@@ -1,21 +1,46 @@
-"""Whether an intact manifest makes sense: it comes from a file, and nothing in it is believed unproved."""
+"""Whether what somebody asks for can be, and whether an intact manifest makes sense: it comes from a file, and nothing
+in it is believed unproved."""
 
 from __future__ import annotations
 
 import math
 
-from ckpt_core.errors import CorruptionError, FormatError
-from ckpt_core.format.compression import EXPANSION
+from ckpt_core.errors import CorruptionError, FormatError, UsageError
+from ckpt_core.format.compression import COMPRESSIONS, EXPANSION
+from ckpt_core.format.compression import require as require_compression
 from ckpt_core.format.documents import Manifest, TensorRecord
+from ckpt_core.format.hashing import ALGORITHMS, require
 from ckpt_core.format.names import fault_in_stored
 from ckpt_core.format.sealed import FORMAT
 from ckpt_core.model import TensorSpec
 from ckpt_core.tree import check_tree, dtypes
 
-__all__ = ["check_manifest"]
+__all__ = ["check_manifest", "check_options"]
 
 _MOST_AXES = 64
 _LARGEST = 1 << 62
+_CHUNK_STEP, _CHUNK_MOST = 4096, 1 << 30
+
+
+def check_options(chunk_bytes: int | None, digest: str | None, compression: str | None = None) -> None:
+    """Raises UsageError for what no store can be made with, nor a checkpoint written; MissingExtraError."""
+    if chunk_bytes is not None and (
+        chunk_bytes % _CHUNK_STEP or not _CHUNK_STEP <= chunk_bytes <= _CHUNK_MOST
+    ):
+        raise UsageError(
+            f"chunk_bytes={chunk_bytes!r} must be a multiple of {_CHUNK_STEP}, {_CHUNK_MOST} at most",
+            kind="option",
+        )
+    if digest is not None:
+        if digest not in ALGORITHMS:
+            raise UsageError(f"digest={digest!r} must be one of {', '.join(ALGORITHMS)}", kind="option")
+        require(digest)
+    if compression is not None:
+        if compression not in COMPRESSIONS:
+            raise UsageError(
+                f"compression={compression!r} must be None or one of {', '.join(COMPRESSIONS)}", kind="option"
+            )
+        require_compression()
 
 
 def check_manifest(manifest: Manifest, where: str) -> None:

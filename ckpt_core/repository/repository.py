@@ -23,8 +23,6 @@ from ckpt_core.errors import (
     StoreError,
     UsageError,
 )
-from ckpt_core.format.compression import COMPRESSIONS
-from ckpt_core.format.compression import require as require_compression
 from ckpt_core.format.documents import AttemptRecord, Forward, Manifest, StoreDocument
 from ckpt_core.format.hashing import ALGORITHMS, require
 from ckpt_core.format.names import encode_name
@@ -33,7 +31,7 @@ from ckpt_core.format.sealed import COMPRESSED_FORMAT, FORMAT, seal, seal_digest
 from ckpt_core.format.signing import SigningKey, TrustedKeys
 from ckpt_core.model import Attempt, Checkpoint, Snapshot
 from ckpt_core.repository import layout
-from ckpt_core.repository.checking import check_manifest
+from ckpt_core.repository.checking import check_manifest, check_options
 from ckpt_core.repository.layout import ManifestKey
 from ckpt_core.repository.leases import HeldLease, Leases
 from ckpt_core.repository.reader import ChunkReader, Verify, read_forward
@@ -44,10 +42,9 @@ from ckpt_core.repository.trash import Trash
 from ckpt_core.repository.writer import Known, Part, still_there, write_part
 from ckpt_core.stores import Store
 
-__all__ = ["CHUNK_BYTES", "Committed", "Draft", "Repository", "attempt_from", "attempt_to", "check_options"]
+__all__ = ["CHUNK_BYTES", "Committed", "Draft", "Repository", "attempt_from", "attempt_to"]
 
 CHUNK_BYTES = 8 << 20
-CHUNK_STEP, CHUNK_MOST = 4096, 1 << 30
 _STORE_LIMIT = 1 << 20
 _TRIES = 3
 _log = logging.getLogger("ckpt_core.repository")
@@ -98,25 +95,6 @@ class Committed:
             tags=tags,
             pinned=pinned,
         )
-
-
-def check_options(chunk_bytes: int | None, digest: str | None, compression: str | None = None) -> None:
-    """Raises UsageError for what no store can be made with, nor a checkpoint written; MissingExtraError."""
-    if chunk_bytes is not None and (chunk_bytes % CHUNK_STEP or not CHUNK_STEP <= chunk_bytes <= CHUNK_MOST):
-        raise UsageError(
-            f"chunk_bytes={chunk_bytes!r} must be a multiple of {CHUNK_STEP}, {CHUNK_MOST} at most",
-            kind="option",
-        )
-    if digest is not None:
-        if digest not in ALGORITHMS:
-            raise UsageError(f"digest={digest!r} must be one of {', '.join(ALGORITHMS)}", kind="option")
-        require(digest)
-    if compression is not None:
-        if compression not in COMPRESSIONS:
-            raise UsageError(
-                f"compression={compression!r} must be None or one of {', '.join(COMPRESSIONS)}", kind="option"
-            )
-        require_compression()
 
 
 def attempt_from(record: AttemptRecord) -> Attempt:
@@ -221,11 +199,11 @@ class Repository:
     ) -> Committed:
         """Writes a checkpoint. When this returns it is durable; when it raises StoreError there is none.
 
-        (An interruption from outside, as KeyboardInterrupt, may also come just after the commit: then there
-        is a checkpoint, and a whole one.) `base` is the manifest whose chunks are not written again.
-        `approve` is called just before the commit and stops it by raising. With `compression` what is newly
-        written is compressed where that pays. `threads` hash and compress, as many as there are cores if left out.
-        `progress` is told the bytes done and in all. It is signed, if it is to be, before anybody can see it.
+        (An interruption from outside may also come just after the commit: then there is a whole one.) `base` is the
+        manifest whose chunks are not written again. `approve` is called just before the commit and stops it by
+        raising. With `compression` what is newly written is compressed where that pays. `threads` hash and compress,
+        as many as there are cores if left out. `progress` is told the bytes done and in all. It is signed, if it is
+        to be, before anybody can see it.
 
         A lease keeps prunes away from what is named. Where it was taken for over meanwhile, as this process was
         held up for long, the packs are looked for, and what is gone is written again.
