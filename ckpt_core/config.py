@@ -6,6 +6,7 @@ import getpass
 import os
 import platform
 import re
+import signal
 import socket
 import sys
 import threading
@@ -14,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ckpt_core import ids
+from ckpt_core import clock, ids
 
 __all__ = [
     "actor",
@@ -23,6 +24,7 @@ __all__ = [
     "has_ended",
     "process",
     "provenance",
+    "surroundings",
     "version_of",
     "yield_to_others",
 ]
@@ -37,6 +39,7 @@ _JOBS = {
     "lsf_job": "LSB_JOBID",
     "kubernetes_pod": "POD_NAME",
 }
+_GIT_SECONDS = 5.0
 _COMMIT = re.compile("[0-9a-f]{40,64}")
 _LONGEST = 1 << 20
 _processes: dict[int, str] = {}  # by number: a forked child is another process
@@ -126,6 +129,81 @@ def provenance() -> dict[str, Any]:
     if commit:
         facts["git_commit"] = commit
     return facts
+
+
+def surroundings() -> dict[str, Any]:
+    """What is written down of where an attempt runs: `provenance`, the packages, the hardware, and whether files
+    that git tracks differ from the commit. Never raises."""
+    facts = provenance()
+    if "git_commit" in facts:
+        dirty = _is_dirty()
+        if dirty is not None:
+            facts["git_dirty"] = dirty
+    facts["hardware"] = _hardware()
+    facts["packages"] = _packages()
+    return facts
+
+
+def _packages() -> dict[str, str]:
+    """Name and version of each installed distribution, by the names of their folders: to read what they say
+    of themselves takes a hundred times as long."""
+    found: dict[str, str] = {}
+    for folder in sys.path:
+        with suppress(OSError):
+            for name in os.listdir(folder or "."):
+                if name.endswith(".dist-info"):
+                    distribution, _, number = name.removesuffix(".dist-info").partition("-")
+                    found.setdefault(_printable(distribution.replace("_", "-").lower()), _printable(number))
+    return dict(sorted(found.items()))
+
+
+def _hardware() -> dict[str, Any]:
+    """Processor, cores, memory, and NVIDIA's graphics processors by their driver: no framework is asked, as that
+    would begin to use them."""
+    facts: dict[str, Any] = {"cores": cores()}
+    for line in (_text(Path("/proc/cpuinfo")) or "").splitlines():
+        if line.startswith("model name"):
+            facts["processor"] = line.partition(":")[2].strip()
+            break
+    with suppress(ValueError, OSError):
+        facts["memory_bytes"] = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    cards = [
+        line.partition(":")[2].strip()
+        for place in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+        for line in (_text(place) or "").splitlines()
+        if line.startswith("Model:")
+    ]
+    if cards:
+        facts["gpus"] = cards
+    return facts
+
+
+def _is_dirty() -> bool | None:
+    """Whether files that git tracks differ from the commit; None where git does not say.
+
+    Its exit code alone tells, so there is no pipe that a process which is forked at this moment could keep open.
+    """
+    command = ["git", "diff", "--quiet", "HEAD", "--"]
+    settings = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    nowhere = [
+        (os.POSIX_SPAWN_OPEN, descriptor, os.devnull, os.O_RDWR, 0)
+        for descriptor in (0, 1, 2)
+    ]  # fmt: skip
+    begun = clock.monotonic()
+    try:
+        child = os.posix_spawnp("git", command, settings, file_actions=nowhere)
+        pause = threading.Event()
+        while True:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                return {0: False, 1: True}.get(os.waitstatus_to_exitcode(status))
+            if clock.monotonic() - begun > _GIT_SECONDS:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                return None
+            pause.wait(0.002)
+    except OSError:  # there is no git, or somebody else asked how the process ended
+        return None
 
 
 def _kernel() -> str | None:

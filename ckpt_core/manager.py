@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import atexit
 import logging
-import math
-import operator
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, final
 from ckpt_core import ids
 from ckpt_core.backends import StorageBackend, as_backend
 from ckpt_core.config import cores
+from ckpt_core.configuration import plain_configuration
 from ckpt_core.errors import CkptError, SaveFailedError, UsageError
 from ckpt_core.format.compression import Compression
 from ckpt_core.format.documents import Manifest
@@ -25,8 +25,9 @@ from ckpt_core.format.signing import KeyFiles
 from ckpt_core.hooks import BaseHook, HookContext, HookEvent, HookManager
 from ckpt_core.maintenance.parity import check_percent
 from ckpt_core.model import Attempt, Checkpoint, Decision
+from ckpt_core.pipeline.attempts import AttemptKeeper, Outcome, ending
 from ckpt_core.pipeline.deferred import LazyTensors
-from ckpt_core.pipeline.intake import Intake
+from ckpt_core.pipeline.intake import Intake, check_count, check_step
 from ckpt_core.pipeline.library import Library
 from ckpt_core.pipeline.queue import OnBusy, SaveHandle, SaveQueue
 from ckpt_core.pipeline.resolve import Mode, check_tag
@@ -38,11 +39,13 @@ from ckpt_core.pipeline.workspace import Workspace
 from ckpt_core.policies import RetentionPolicy, SavePolicy, SavePolicyHook
 from ckpt_core.repository import check_options
 from ckpt_core.stores import Store
-from ckpt_core.tracker import MetricLog, as_metrics
+from ckpt_core.tracker.log import MetricLog, as_metrics, check_seconds, fit_for_best
 from ckpt_core.tree import flatten, registry
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from ckpt_core.tracker.experiments import ExperimentTracker
 
 __all__ = ["CheckpointManager", "OnSaveError"]
 
@@ -74,6 +77,8 @@ class CheckpointManager(Library):
     open. `on_save_error`: a failed save never stops training and does not show in the exit code (`report`), unless
     it is to be raised at the end (`raise`) or at once (`stop`). `signing_key`: a private key, or its file, that signs
     each checkpoint. `trusted_keys`: public keys, or files of them, one of which must have signed what is to be loaded.
+    `config`: what the training was configured with, a dict, a dataclass or a namespace; it is recorded with the
+    attempt. What is logged is durable `flush_seconds` later at the latest (None: at the next commit).
 
     Use it in a `with` block or call `close`, which waits for pending saves. Thread-safe, but for `save`,
     which is for one thread at a time; a forked child must open a manager of its own. Raises UsageError,
@@ -105,6 +110,8 @@ class CheckpointManager(Library):
         on_save_error: OnSaveError = "report",
         signing_key: str | os.PathLike[str] | Ed25519PrivateKey | None = None,
         trusted_keys: KeyFiles | None = None,
+        config: Any = None,
+        flush_seconds: float | None = 60.0,
     ) -> None:
         # First what needs no store: a call that means nothing leaves no folder behind.
         check_name(experiment, "an experiment's name")
@@ -113,12 +120,14 @@ class CheckpointManager(Library):
             raise UsageError(
                 f"on_save_error={on_save_error!r} must be 'report', 'raise' or 'stop'", kind="option"
             )
-        threads = _checked(save_threads, "save_threads") or max(1, min(4, cores() // 2))
-        staged_bytes = _checked(staged_bytes, "staged_bytes")
+        threads = check_count(save_threads, "save_threads") or max(1, min(4, cores() // 2))
+        staged_bytes = check_count(staged_bytes, "staged_bytes")
         check_options(chunk_bytes, digest, compression)
         check_percent(parity)
         made_by = as_backend(backend)
         own, trusted = keys_of(signing_key, trusted_keys)
+        configuration = plain_configuration(config)
+        check_seconds(flush_seconds)
         self._queue = SaveQueue(max_pending, on_busy)
         manager = HookManager(hooks)
         if save_policy is not None:
@@ -135,7 +144,8 @@ class CheckpointManager(Library):
             workspace.close()
             raise
         self.save_policy = save_policy
-        self._metrics = MetricLog(workspace, experiment)
+        self._keeper = AttemptKeeper(workspace, experiment, configuration, dict)
+        self._metrics = MetricLog(workspace, experiment, seconds=flush_seconds, settle=self._keeper.settle)
         self._retention = Retention(workspace, experiment, manager, retention, metric, mode)
         self._saver = Saver(
             workspace, experiment, manager, self._metrics.flush, self._is_best, self._retention.apply,
@@ -196,7 +206,24 @@ class CheckpointManager(Library):
             self._saver.begin(self._manifest_of(resumed), own.id if own is not None else None)
             self._last_step = own.step if own is not None else None
             self._attempt = Attempt(number, name, lineage, *came_from)
+            self._keeper.begin(self._attempt, resumed.experiment if resumed is not None else None)
             return self._attempt
+
+    def end_attempt(self, outcome: Outcome = "finished", reason: str = "") -> None:
+        """Records how the attempt ended: `finished`, `failed` or `preempted`. What it says first counts. A `with` block
+        and `close` do so by themselves, and adapters do; never raises."""
+        self._keeper.end(outcome, reason)
+
+    def continue_attempt(self) -> None:
+        """Takes back what `end_attempt` recorded: training goes on after all."""
+        self._keeper.goes_on()
+
+    @property
+    def tracker(self) -> ExperimentTracker:
+        """What there is to know of the experiments of this store."""
+        from ckpt_core.tracker.experiments import ExperimentTracker
+
+        return ExperimentTracker(self.workspace, own=self.experiment)
 
     # -- saving -----------------------------------------------------------------------------------
 
@@ -229,9 +256,9 @@ class CheckpointManager(Library):
         self._refuse_child()
         attempt = self.attempt  # first: it may be the one that a resume begins
         request = SaveRequest(
-            step=self._checked_step(step),
+            step=check_step(step, self._last_step),
             attempt=attempt,
-            metrics=self._checked_metrics(metrics, step),
+            metrics=fit_for_best(as_metrics(metrics), self.metric, step),
             tags=tuple(check_tag(tag) for tag in ([tags] if isinstance(tags, str) else tags)),
             reason=reason,
             progress=progress,
@@ -291,10 +318,10 @@ class CheckpointManager(Library):
         Raises UsageError in a hook of a save, which would wait for its own end; SaveFailedError as
         `raise_failures` does, when all else is done.
         """
-        self._close()
+        self._close(sys.exception())
         self.raise_failures()
 
-    def _close(self) -> None:
+    def _close(self, error: BaseException | None = None) -> None:
         if self._process != os.getpid():  # a forked child: what is pending is its parent's
             return
         if self._queue.inside:
@@ -305,7 +332,9 @@ class CheckpointManager(Library):
         with self._lock:
             if self._closed:
                 return
-            lost = self._metrics.flush()
+            lost = self._metrics.close()
+            self._keeper.end(*ending(error))
+            self._keeper.close()
             self.hooks.close()
             for step, error in self._saver.failures:
                 _log.error("reminder: the save of step %d failed: %s", step, error)
@@ -328,7 +357,7 @@ class CheckpointManager(Library):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close()
+        self._close(error)
         if error is None:  # whatever ended the block says more than the saves that it has had
             self.raise_failures()
 
@@ -353,35 +382,6 @@ class CheckpointManager(Library):
         best = self.workspace.index.best(self.experiment, self.metric, self.mode, lineage)
         return best is not None and best.id == checkpoint.id
 
-    def _checked_step(self, step: int) -> int:
-        try:
-            number = operator.index(step)
-        except TypeError:
-            number = -1
-        if not 0 <= number < 1 << 62:
-            raise UsageError(f"step={step!r} must be a whole number, 0 or more", kind="step", step=step)
-        if self._last_step is not None and number < self._last_step:
-            raise UsageError(
-                f"step={number} goes backwards: this attempt has saved step {self._last_step}, or went on "
-                "from it; count on from there, or call begin_attempt() to start another training",
-                kind="step",
-                step=number,
-                last_step=self._last_step,
-            )
-        return number
-
-    def _checked_metrics(self, metrics: Mapping[str, Any] | None, step: int) -> dict[str, float]:
-        values = as_metrics(metrics)
-        if self.metric is not None and math.isnan(values.get(self.metric, 0.0)):
-            raise UsageError(
-                f"metric {self.metric!r} is NaN at step {step}, so no checkpoint could be called best by it; "
-                "save without it, or find out why it is NaN",
-                kind="metric",
-                metric=self.metric,
-                step=step,
-            )
-        return values
-
     def _tell_staged(self, request: SaveRequest) -> None:
         facts: dict[str, Any] = {"step": request.step, "attempt": request.attempt, "metrics": request.metrics}
         self.hooks.fire(
@@ -396,13 +396,7 @@ class CheckpointManager(Library):
             )
 
 
-def _checked(number: int | None, name: str) -> int | None:
-    if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
-        raise UsageError(f"{name}={number!r} must be a whole number, 1 or more", kind="option")
-    return number
-
-
 def _close_at_exit(reference: weakref.ref[CheckpointManager]) -> None:
     manager = reference()
     if manager is not None:
-        manager._close()  # the exit code is settled by now
+        manager._close(getattr(sys, "last_value", None))  # the exit code is settled by now

@@ -12,9 +12,11 @@ import numpy.typing as npt
 
 __all__ = [
     "Attempt",
+    "AttemptFacts",
     "Buffer",
     "Checkpoint",
     "Decision",
+    "ExperimentFacts",
     "ExperimentSummary",
     "MetricPoint",
     "Snapshot",
@@ -74,6 +76,45 @@ class Attempt:
     lineage: str
     resumed_from: str | None = None
     resumed_step: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFacts:
+    """An attempt with what its own documents tell. Of one that an earlier version made, there are none:
+    `started_at` is None.
+
+    `origin` is the experiment of the checkpoint that it went on from. `outcome` is its last word: `finished`,
+    `failed`, `preempted`; None (or `running`) where it has not ended, or could not say so.
+    """
+
+    experiment: str
+    attempt: Attempt
+    started_at: datetime | None = None
+    origin: str | None = None
+    config: Mapping[str, Any] | None = field(default=None, hash=False)
+    environment: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    process: str = ""
+    lease: str | None = None
+    word: str | None = None
+    """Names its last word among others."""
+    outcome: str | None = None
+    reason: str = ""
+    ended_at: datetime | None = None
+
+    @property
+    def order(self) -> tuple[int, str]:
+        """Sorts the attempts of an experiment from the oldest to the newest."""
+        return (self.attempt.number, self.attempt.id)
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentFacts:
+    """An experiment's tags and attempts, as the catalog and the store know them."""
+
+    name: str
+    tags: tuple[str, ...] = ()
+    attempts: tuple[AttemptFacts, ...] = ()
+    """From the oldest to the newest."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,8 @@ class ManagerOptions(TypedDict, total=False):
     on_save_error: OnSaveError | None
     signing_key: str | os.PathLike[str] | Ed25519PrivateKey | None
     trusted_keys: KeyFiles | None
+    config: Any
+    flush_seconds: float | None
 
 
 @final

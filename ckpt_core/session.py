@@ -17,10 +17,11 @@ from ckpt_core.errors import CkptError, SaveNotDoneError
 from ckpt_core.hooks import HookContext, HookEvent
 from ckpt_core.manager import CheckpointManager
 from ckpt_core.model import Checkpoint
+from ckpt_core.pipeline.attempts import described
 from ckpt_core.pipeline.deferred import LazyTensors
 from ckpt_core.pipeline.queue import SaveHandle
 from ckpt_core.preemption import PREEMPTION_SIGNALS, PreemptionSignals
-from ckpt_core.tracker import as_metrics
+from ckpt_core.tracker.log import as_metrics
 
 __all__ = ["Capture", "LazyTensors", "Resumption", "Session"]
 
@@ -212,6 +213,7 @@ class Session:
             _log.warning("%s", error)
         finally:
             self.manager.wait()
+        self.manager.end_attempt("finished")
         if self.preempted is not None:  # it came too late to be noticed: what it announced is still to come
             self._signals.pass_on()
         self.manager.raise_failures()
@@ -234,6 +236,7 @@ class Session:
             _log.error("no save after %s: %s", type(error).__name__, second)
         finally:
             self.manager.wait()
+            self.manager.end_attempt("failed", described(error))
 
     def close(self) -> None:
         """Gives the signals back, whatever happened. May be repeated."""
@@ -249,7 +252,9 @@ class Session:
                 self._save(step, capture, number.name, wait=True)
         except Exception as error:
             _log.error("the save before %s takes its course failed: %s", number.name, error)
+        self.manager.end_attempt("preempted", number.name)
         self._signals.pass_on()
+        self.manager.continue_attempt()  # whoever handled the signal let training go on
 
     def _save(
         self, step: int, capture: Capture, reason: str, *, finished: bool = False, wait: bool = False

@@ -4,18 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, final
 
-from ckpt_core.catalog import audit, backups, checkpoints, integrity, metrics, migrate, queries, stores
+from ckpt_core.catalog import (
+    audit,
+    backups,
+    checkpoints,
+    experiments,
+    integrity,
+    metrics,
+    migrate,
+    queries,
+    stores,
+)
 from ckpt_core.catalog.audit import AuditEntry
 from ckpt_core.catalog.checkpoints import Entry
 from ckpt_core.catalog.engine import Database
 from ckpt_core.catalog.identities import IN_LIST, batches
 from ckpt_core.catalog.integrity import IntegrityCheck, PackCheck
 from ckpt_core.catalog.rebuild import Rebuild
-from ckpt_core.model import Attempt, Checkpoint, ExperimentSummary, MetricPoint
+from ckpt_core.configuration import Condition
+from ckpt_core.model import (
+    Attempt,
+    AttemptFacts,
+    Checkpoint,
+    ExperimentFacts,
+    ExperimentSummary,
+    MetricPoint,
+)
 
 __all__ = ["Catalog"]
 
@@ -232,6 +251,39 @@ class Catalog:
         with self._database.reading() as connection:
             return queries.summaries(connection)
 
+    # -- attempts and tags of experiments
+
+    def put_attempts(self, facts: Iterable[AttemptFacts]) -> None:
+        """Adds what attempts tell of themselves, or overwrites it."""
+        for batch in batches(facts, IN_LIST):
+            self._database.write(experiments.put, batch)
+
+    def set_experiment_tag(self, experiment: str, tag: str) -> None:
+        """Puts a tag on an experiment, which need not have anything else yet."""
+        self._database.write(experiments.set_tag, experiment, tag)
+
+    def remove_experiment_tag(self, experiment: str, tag: str) -> None:
+        """Takes a tag off an experiment; one that is not there is no error."""
+        self._database.write(experiments.remove_tag, experiment, tag)
+
+    def experiment_facts(
+        self, name: str | None = None, *, tags: Sequence[str] = (), conditions: Sequence[Condition] = ()
+    ) -> list[ExperimentFacts]:
+        """The experiments (or one) that bear all of `tags`, and of which some attempt had a configuration for each
+        of the conditions: with their tags and attempts, by name."""
+        with self._database.reading() as connection:
+            return experiments.find(connection, name, tags, conditions)
+
+    def known_attempts(self) -> dict[tuple[str, str], str | None]:
+        """The last word of each attempt of which there are facts, by experiment and id."""
+        with self._database.reading() as connection:
+            return experiments.known(connection)
+
+    def experiment_tags(self) -> set[tuple[str, str]]:
+        """Every (experiment, tag)."""
+        with self._database.reading() as connection:
+            return experiments.all_tags(connection)
+
     # -- metric series
 
     def add_metrics(
@@ -267,6 +319,13 @@ class Catalog:
         """
         with self._database.reading() as connection:
             return metrics.series(connection, experiment, name, lineage)
+
+    def metric_columns(
+        self, experiment: str, name: str, lineage: str | None = None
+    ) -> list[tuple[int, float, datetime, int]]:
+        """The same as (step, value, moment, attempt's number)."""
+        with self._database.reading() as connection:
+            return metrics.columns(connection, experiment, name, lineage)
 
     # -- history
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 
 from sqlalchemy import Connection, exists, select
 
@@ -14,7 +15,7 @@ from ckpt_core.catalog.types import check_integer, microseconds, split_number, u
 from ckpt_core.errors import UsageError
 from ckpt_core.model import Attempt, MetricPoint
 
-__all__ = ["BATCH", "add", "count_segment", "names", "series"]
+__all__ = ["BATCH", "add", "columns", "count_segment", "names", "series"]
 
 BATCH = 20_000
 """Points of one transaction: enough to make its cost vanish, few enough not to keep a save waiting."""
@@ -72,6 +73,16 @@ def series(connection: Connection, experiment: str, name: str, lineage: str | No
     Without `lineage`: of the newest attempt that logged anything, so that the series of two metrics belong
     to one training effort.
     """
+    return [
+        MetricPoint(name, step, value, at, number)
+        for step, value, at, number in columns(connection, experiment, name, lineage)
+    ]
+
+
+def columns(
+    connection: Connection, experiment: str, name: str, lineage: str | None
+) -> list[tuple[int, float, datetime, int]]:
+    """The same as (step, value, moment, attempt's number)."""
     lineage = lineage if lineage is not None else _newest_lineage(connection, experiment)
     if lineage is None:
         return []
@@ -87,7 +98,7 @@ def series(connection: Connection, experiment: str, name: str, lineage: str | No
         .order_by(attempts.c.number, attempts.c.uid)
     )
     effective = {
-        step: MetricPoint(name, step, unsplit_number(value, special), at, number)
+        step: (step, unsplit_number(value, special), at, number)
         for step, value, special, at, number in connection.execute(query)
     }
     return [effective[step] for step in sorted(effective)]

@@ -7,23 +7,26 @@ from typing import final
 
 from sqlalchemy import Connection, delete
 
-from ckpt_core.catalog import checkpoints, metrics
+from ckpt_core.catalog import checkpoints, experiments, metrics
 from ckpt_core.catalog.belonging import of_store
 from ckpt_core.catalog.checkpoints import Entry
 from ckpt_core.catalog.identities import IN_LIST, batches
 from ckpt_core.catalog.schema import (
+    attempt_facts,
     attempts,
     checkpoint_metrics,
     checkpoint_packs,
+    config_values,
     experiment_metrics,
-    experiments,
+    experiment_tags,
     listings,
     metric_names,
     packs,
     tags,
 )
 from ckpt_core.catalog.schema import checkpoints as checkpoints_table
-from ckpt_core.model import Attempt, MetricPoint
+from ckpt_core.catalog.schema import experiments as experiments_table
+from ckpt_core.model import Attempt, AttemptFacts, MetricPoint
 
 __all__ = ["Rebuild"]
 
@@ -37,8 +40,11 @@ _CHILDREN_FIRST = (
     checkpoints_table,
     experiment_metrics,
     metric_names,
+    config_values,
+    attempt_facts,
+    experiment_tags,
     attempts,
-    experiments,
+    experiments_table,
 )
 
 
@@ -66,6 +72,15 @@ class Rebuild:
     def note_listing(self, folder: str, word: str) -> None:
         """As `Catalog.note_listing`."""
         checkpoints.note_listing(self._connection, folder, word)
+
+    def put_attempts(self, facts: Iterable[AttemptFacts]) -> None:
+        """As `Catalog.put_attempts`."""
+        for batch in batches(facts, IN_LIST):
+            experiments.put(self._connection, batch)
+
+    def set_experiment_tag(self, experiment: str, tag: str) -> None:
+        """As `Catalog.set_experiment_tag`."""
+        experiments.set_tag(self._connection, experiment, tag)
 
     def add_metrics(self, experiment: str, attempt: Attempt, points: Iterable[MetricPoint]) -> int:
         """As `Catalog.add_metrics`."""

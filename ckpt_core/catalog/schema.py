@@ -27,7 +27,7 @@ from ckpt_core.catalog.types import KEY_LENGTH, NAME_LENGTH, UID_LENGTH, ExactTe
 
 __all__ = ["HEAD", "REVISIONS", "metadata"]
 
-REVISIONS = ("0001", "0002", "0003")
+REVISIONS = ("0001", "0002", "0003", "0004")
 """Every revision that this version can bring up to date, the oldest first."""
 HEAD = REVISIONS[-1]
 
@@ -98,6 +98,47 @@ attempts = Table(
     UniqueConstraint("experiment_id", "uid"),
     Index("ix_attempts_order", "experiment_id", "number", "uid"),
     Index("ix_attempts_lineage", "experiment_id", "lineage_uid", "number", "uid"),
+)
+
+# What an attempt's own documents tell of it: there is no row for one that an earlier version made. `word_uid`
+# names the last of what it said, `outcome` is what that was.
+attempt_facts = Table(
+    "attempt_facts",
+    metadata,
+    Column("attempt_id", Integer, ForeignKey("attempts.id"), primary_key=True, autoincrement=False),
+    Column("started_at", UtcMicroseconds, nullable=False),
+    Column("origin", ExactText(NAME_LENGTH)),
+    Column("process", ExactText(NAME_LENGTH), nullable=False),
+    _uid("lease_uid", nullable=True),
+    _uid("word_uid", nullable=True),
+    Column("outcome", ExactText(64)),
+    Column("reason", LongText, nullable=False),
+    Column("ended_at", UtcMicroseconds),
+    Column("config", JSON(none_as_null=True)),
+    Column("environment", JSON, nullable=False),
+)
+
+# The values of a configuration one by one, since databases disagree about how to ask a JSON column.
+config_values = Table(
+    "config_values",
+    metadata,
+    Column("attempt_id", Integer, ForeignKey("attempts.id"), primary_key=True, autoincrement=False),
+    Column("path", ExactText(NAME_LENGTH), primary_key=True),
+    Column("kind", String(8), nullable=False),
+    Column("number", Double),
+    Column("text", ExactText(NAME_LENGTH)),
+    Index("ix_config_values_number", "path", "number"),
+    Index("ix_config_values_text", "path", "text"),
+    sqlite_with_rowid=False,
+)
+
+experiment_tags = Table(
+    "experiment_tags",
+    metadata,
+    Column("experiment_id", Integer, ForeignKey("experiments.id"), primary_key=True, autoincrement=False),
+    Column("name", ExactText(NAME_LENGTH), primary_key=True),
+    Index("ix_experiment_tags_name", "name"),
+    sqlite_with_rowid=False,
 )
 
 # The attempt is spelt out in each row: it is what the manifest says, whatever the attempts table holds,

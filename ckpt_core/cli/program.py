@@ -28,9 +28,9 @@ GROUP = "ckpt_core.commands"
 """The entry-point group of third-party commands."""
 
 COMMANDS = {
-    "ls": "ls", "experiments": "experiments", "show": "show", "log": "log", "diff": "diff", "cat": "cat",
-    "restore": "restore", "export": "export", "import": "import_", "tag": "tag", "pin": "pins",
-    "unpin": "pins", "forget": "forget", "undelete": "undelete", "prune": "prune", "audit": "audit",
+    "ls": "ls", "experiments": "experiments", "metrics": "metrics", "show": "show", "log": "log",
+    "diff": "diff", "cat": "cat", "restore": "restore", "export": "export", "import": "import_", "tag": "tag",
+    "pin": "pins", "unpin": "pins", "forget": "forget", "undelete": "undelete", "prune": "prune", "audit": "audit",
     "verify": "verify", "stats": "stats", "doctor": "doctor", "reindex": "reindex", "catalog": "catalog",
     "scrub": "scrub", "repair": "repair", "parity": "parity", "mirror": "mirror",
     "keys": "keys", "sign": "sign", "completion": "completion"}  # fmt: skip

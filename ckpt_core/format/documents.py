@@ -13,7 +13,10 @@ from ckpt_core.format.sealed import DIGEST_LENGTH, FORMAT
 
 __all__ = [
     "AttemptRecord",
+    "AttemptStart",
+    "AttemptWord",
     "Chunk",
+    "ExperimentTag",
     "Forward",
     "ForwardRow",
     "Grace",
@@ -165,6 +168,50 @@ class SignatureDocument(msgspec.Struct, frozen=True, kw_only=True):
     signatures: Annotated[tuple[SignatureRow, ...], Meta(min_length=1, max_length=256)]
 
 
+class AttemptStart(msgspec.Struct, frozen=True, kw_only=True):
+    """That a training process began, from what, with which configuration, and where it runs."""
+
+    format: int = FORMAT
+    experiment: str
+    attempt: AttemptRecord
+    started_at: Moment
+    origin: str | None
+    config: dict[str, Any] | None
+    environment: dict[str, Any]
+    process: Annotated[str, Meta(max_length=255)]
+    lease: Ulid
+
+    def __post_init__(self) -> None:
+        clock.from_text(self.started_at)
+
+
+class AttemptWord(msgspec.Struct, frozen=True, kw_only=True):
+    """What an attempt said of itself at its end, or when it went on after all: its last word counts."""
+
+    format: int = FORMAT
+    experiment: str
+    attempt: Ulid
+    outcome: Annotated[str, Meta(min_length=1, max_length=64)]
+    reason: str
+    at: Moment
+    performance: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        clock.from_text(self.at)
+
+
+class ExperimentTag(msgspec.Struct, frozen=True, kw_only=True):
+    """A word that somebody put on an experiment."""
+
+    format: int = FORMAT
+    experiment: str
+    name: str
+    created_at: Moment
+
+    def __post_init__(self) -> None:
+        clock.from_text(self.created_at)
+
+
 class MetricRow(msgspec.Struct, frozen=True, array_like=True):
     """`[name, step, value, at]`; a value that is not finite is the text `nan`, `inf` or `-inf`."""
 
@@ -230,6 +277,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     lock: str = ""
     checkpoint: Ulid | None = None
     packs: tuple[PackName, ...] = ()
+    report: dict[str, Any] = {}
 
 
 class MirrorDocument(msgspec.Struct, frozen=True, kw_only=True):

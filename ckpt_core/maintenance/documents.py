@@ -1,5 +1,5 @@
-"""Healing the sealed documents of a store: manifests, tags, pins, signatures, metric segments, forwardings,
-`store.json`.
+"""Healing the sealed documents of a store: manifests, tags, pins, signatures, metric segments, those of
+experiments, forwardings, `store.json`.
 
 Each is whole or not; what cannot be healed goes to quarantine, so that nothing trips over it any more.
 """
@@ -18,7 +18,7 @@ from ckpt_core.format.pack import read_header
 from ckpt_core.format.sealed import seal, unseal
 from ckpt_core.maintenance.flips import LONGEST, unflip_sealed
 from ckpt_core.maintenance.sources import Source
-from ckpt_core.repository import MetricSegments, References, Repository, layout
+from ckpt_core.repository import ExperimentRecords, MetricSegments, References, Repository, layout
 from ckpt_core.stores import Store
 
 __all__ = ["Document", "documents", "fault_of", "heal_document", "heal_store_document", "quarantine"]
@@ -38,7 +38,7 @@ class Document(NamedTuple):
 def documents(repository: Repository, *, live: bool = True) -> Iterator[Document]:
     """Every sealed document of a store, with or without the manifests of its `live` checkpoints."""
     store = repository.store
-    references, segments = References(store), MetricSegments(store)
+    references, segments, experiments = References(store), MetricSegments(store), ExperimentRecords(store)
 
     def store_document(key: str) -> object:
         return unseal(store.get(key, limit=_STORE_LIMIT), StoreDocument, key)
@@ -57,6 +57,8 @@ def documents(repository: Repository, *, live: bool = True) -> Iterator[Document
         yield Document("metrics", key, segments.read)
     for info in list(repository.signatures.infos()):
         yield Document("signatures", info.key, repository.signatures.read)
+    for key in list(experiments.keys()):
+        yield Document("experiment", key, experiments.read)
     for trash in (False, True) if live else (True,):
         for found in repository.manifest_keys(trash=trash):
             yield Document("manifest", found.key, repository.read)

@@ -52,7 +52,7 @@ __all__ = [
 _log = logging.getLogger("ckpt_core.maintenance")
 _STEP = 8 << 20
 _NOTES = f"{layout.TRASH}/mirror"
-_SMALL = (layout.REFERENCES, layout.METRICS, layout.SIGNATURES)
+_SMALL = (layout.REFERENCES, layout.METRICS, layout.SIGNATURES, layout.EXPERIMENTS)
 _GROWING = (layout.METRICS, layout.SIGNATURES)  # what differs there has another size
 
 
@@ -66,7 +66,7 @@ class MirrorStatus:
     checkpoints: tuple[str, ...]
     """Keys of manifests that it lacks."""
     documents: tuple[str, ...]
-    """Keys of tags, pins, metric segments, signatures and forwardings that it lacks."""
+    """Keys of tags, pins, metric segments, signatures, documents of experiments and forwardings that it lacks."""
     forgotten: tuple[str, ...]
     """Keys of manifests that were forgotten in the store, and not there yet."""
     alone: tuple[str, ...]
@@ -290,7 +290,7 @@ def _try(damaged: list[str], key: str, copy: Callable[[], None]) -> bool:
 
 
 def _changed(repository: Repository, mirror: Repository) -> Iterator[str]:
-    """Documents that the mirror lacks or has otherwise. Metric segments never change, and
+    """Documents that the mirror lacks or has otherwise. Metric segments and what attempts say never change, and
     signatures are only added."""
     sizes = {info.key: info.size for folder in _SMALL for info in mirror.store.list(folder)}
     sizes |= {info.key: info.size for info in mirror.store.list(layout.PACKS)}
@@ -299,7 +299,7 @@ def _changed(repository: Repository, mirror: Repository) -> Iterator[str]:
             if folder == layout.PACKS and not info.key.endswith(layout.FORWARD_SUFFIX):
                 continue
             same = sizes.get(info.key) == info.size
-            if same and folder not in _GROWING:
+            if same and folder not in _GROWING and layout.parse_attempt_key(info.key) is None:
                 with suppress(ObjectNotFoundError):
                     same = mirror.store.get(info.key) == repository.store.get(info.key)
             if not same:
@@ -328,7 +328,7 @@ def forget_there(mirror: Repository, keys: Iterable[str]) -> int:
         if parsed is not None and key.startswith(f"{layout.MANIFESTS}/"):
             with suppress(ObjectNotFoundError):
                 mirror.forget(key)
-        elif layout.parse_reference_key(key) is not None:
+        elif layout.parse_reference_key(key) or layout.parse_experiment_tag_key(key):
             mirror.store.delete(key)
     return count
 

@@ -12,7 +12,7 @@ from ckpt_core.errors import CkptError, NotFoundError, StoreError
 from ckpt_core.format.names import encode_name
 from ckpt_core.maintenance.marks import MarkReader, Marks
 from ckpt_core.model import Checkpoint
-from ckpt_core.repository import MetricSegments, Repository, refuse_if_gone
+from ckpt_core.repository import ExperimentRecords, MetricSegments, Repository, refuse_if_gone
 from ckpt_core.repository.layout import (
     MANIFESTS,
     manifest_key,
@@ -38,6 +38,7 @@ class ReindexReport:
     tags: int
     pins: int
     metric_points: int
+    experiments: int
     unreadable: tuple[str, ...]
 
 
@@ -154,6 +155,7 @@ def reindex(repository: Repository, segments: MetricSegments, catalog: Catalog) 
         for checkpoint, packs in trash
         if checkpoint.id not in alive
     ]
+    experiments = ExperimentRecords(repository.store).all()
     points = 0
     keys = segments.keys()
     counts = Counter(key.rpartition("/")[0] for key in keys)
@@ -161,6 +163,10 @@ def reindex(repository: Repository, segments: MetricSegments, catalog: Catalog) 
         fresh.put_checkpoints(forgotten)
         fresh.forget_checkpoints([checkpoint.id for checkpoint, _ in forgotten])
         fresh.put_checkpoints(live)
+        for found in experiments:
+            fresh.put_attempts(found.attempts)
+            for tag in found.tags:
+                fresh.set_experiment_tag(found.name, tag)
         for experiment, attempt, logged in segments.all():
             points += fresh.add_metrics(experiment, attempt, logged)
         for folder, count in counts.items():
@@ -171,5 +177,6 @@ def reindex(repository: Repository, segments: MetricSegments, catalog: Catalog) 
         tags=sum(len(checkpoint.tags) for checkpoint in alive.values()),
         pins=sum(checkpoint.pinned for checkpoint in alive.values()),
         metric_points=points,
+        experiments=len({c.experiment for c in alive.values()} | {found.name for found in experiments}),
         unreadable=tuple(damaged),
     )

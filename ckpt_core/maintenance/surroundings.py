@@ -48,6 +48,7 @@ _KNOWN = frozenset(
         layout.REFERENCES,
         layout.METRICS,
         layout.SIGNATURES,
+        layout.EXPERIMENTS,
     }
 )
 

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ckpt_core import clock
+from ckpt_core.configuration import Condition
 from ckpt_core.errors import CatalogError, CkptError, MissingExtraError, NotFoundError, StoreError, UsageError
 from ckpt_core.format.names import encode_name
+from ckpt_core.maintenance.experiments import synchronise_experiments
 from ckpt_core.maintenance.listings import is_settled, look
 from ckpt_core.maintenance.marks import MarkReader, Marks
 from ckpt_core.maintenance.reindex import ReindexReport, reindex, synchronise, synchronise_series
-from ckpt_core.model import Checkpoint
+from ckpt_core.model import AttemptFacts, Checkpoint, ExperimentFacts
 from ckpt_core.pipeline.answers import Answers, Listed
-from ckpt_core.repository import MetricSegments, Repository, refuse_if_gone
+from ckpt_core.repository import ExperimentRecords, MetricSegments, Repository, refuse_if_gone
 from ckpt_core.repository.layout import MANIFESTS, ManifestKey, parse_manifest_key
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ class Index:
         self.url = url
         self._repository = repository
         self._segments = segments
+        self._records = ExperimentRecords(repository.store)
         self._file = file
         self._inode: tuple[int, int] | None = None
         self._lock = threading.RLock()
@@ -138,6 +141,45 @@ class Index:
         """The tags and pins (of one experiment) as the store has them."""
         with self._lock:
             return self._marks.read(experiment)
+
+    def experiments(
+        self, name: str | None = None, *, tags: Sequence[str] = (), conditions: Sequence[Condition] = ()
+    ) -> list[ExperimentFacts]:
+        """The experiments (or one) by name, with what their attempts tell. All that bear `tags` and fulfil
+        `conditions` are among them; perhaps others, which the caller is to leave out."""
+        self.synchronise(name)
+
+        def known(catalog: Catalog) -> list[ExperimentFacts]:
+            _written(lambda: synchronise_experiments(self._records, catalog))
+            return catalog.experiment_facts(name, tags=tags, conditions=conditions)
+
+        found = self._ask(known)
+        return self._by_store(name) if found is None else found
+
+    def series(self, experiment: str) -> Catalog | None:
+        """The catalog, with every metric segment of an experiment in it; None while it is away."""
+
+        def known(catalog: Catalog) -> Catalog:
+            _written(lambda: synchronise_series(self._repository, self._segments, catalog, experiment))
+            return catalog
+
+        return self._ask(known)
+
+    def _by_store(self, name: str | None) -> list[ExperimentFacts]:
+        """What the store itself tells. Of attempts of earlier versions only those that saved something."""
+        found = {each.name: each for each in self._records.all(name)}
+        attempts = {key: {a.attempt.id: a for a in each.attempts} for key, each in found.items()}
+        for checkpoint in self.standing(name):
+            own = attempts.setdefault(checkpoint.experiment, {})
+            own.setdefault(checkpoint.attempt.id, AttemptFacts(checkpoint.experiment, checkpoint.attempt))
+        return [
+            ExperimentFacts(
+                each,
+                found[each].tags if each in found else (),
+                tuple(sorted(attempts.get(each, {}).values(), key=lambda facts: facts.order)),
+            )
+            for each in sorted(found.keys() | attempts.keys())
+        ]
 
     def packs_of(self) -> Callable[[str], Sequence[str]] | None:
         """How to find the packs that a manifest names without reading it; None while the catalog is away."""
@@ -236,12 +278,7 @@ class Index:
     def _bring_in_line(self, catalog: Catalog, experiment: str) -> None:
         folder, store = encode_name(experiment), self._repository.store
         if experiment not in self._in_line:
-            try:
-                synchronise_series(self._repository, self._segments, catalog, experiment)
-            except CatalogError as error:
-                if error.kind != "read-only":
-                    raise
-                _log.debug("%s", error)
+            _written(lambda: synchronise_series(self._repository, self._segments, catalog, experiment))
         looks = look(store, folder)  # before it is listed: what changes meanwhile shows the next time
         word = None if looks is None else looks.word
         if word is not None and word in (self._in_line.get(experiment), catalog.listing_word(folder)):
@@ -274,6 +311,7 @@ class Index:
             repository.manifest_keys(),
             repository.manifest_keys(trash=True),
             self._segments.keys(),
+            self._records.keys(),
         ):
             if next(iter(there), None) is not None:
                 return True
@@ -327,3 +365,13 @@ class Index:
         except OSError:
             return None
         return status.st_dev, status.st_ino
+
+
+def _written(work: Callable[[], object]) -> None:
+    """Brings a catalog in line, unless it can only be read: then it answers with what it has."""
+    try:
+        work()
+    except CatalogError as error:
+        if error.kind != "read-only":
+            raise
+        _log.debug("%s", error)

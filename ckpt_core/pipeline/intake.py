@@ -7,19 +7,46 @@ the training loop.
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Callable
 from dataclasses import replace
 
-from ckpt_core.errors import SaveNotDoneError
+from ckpt_core.errors import SaveNotDoneError, UsageError
 from ckpt_core.pipeline import staging
 from ckpt_core.pipeline.deferred import Deferred, LazyTensors
 from ckpt_core.pipeline.queue import SaveHandle, SaveQueue
 from ckpt_core.pipeline.saving import Saver, SaveRequest
 from ckpt_core.tree import Flat, borrow
 
-__all__ = ["Intake"]
+__all__ = ["Intake", "check_count", "check_step"]
 
 _log = logging.getLogger("ckpt_core.save")
+
+
+def check_count(number: int | None, name: str) -> int | None:
+    """`number` itself, if an option may have it. Raises UsageError."""
+    if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+        raise UsageError(f"{name}={number!r} must be a whole number, 1 or more", kind="option")
+    return number
+
+
+def check_step(step: int, last: int | None) -> int:
+    """The step of a save, where the one before was of step `last`. Raises UsageError."""
+    try:
+        number = operator.index(step)
+    except TypeError:
+        number = -1
+    if not 0 <= number < 1 << 62:
+        raise UsageError(f"step={step!r} must be a whole number, 0 or more", kind="step", step=step)
+    if last is not None and number < last:
+        raise UsageError(
+            f"step={number} goes backwards: this attempt has saved step {last}, or went on "
+            "from it; count on from there, or call begin_attempt() to start another training",
+            kind="step",
+            step=number,
+            last_step=last,
+        )
+    return number
 
 
 class Intake:

@@ -21,7 +21,7 @@ from ckpt_core.model import Checkpoint
 from ckpt_core.pipeline.index import Index
 from ckpt_core.pipeline.mirror import Mirror, mirror_of, remembered
 from ckpt_core.pipeline.resolve import check_tag
-from ckpt_core.repository import MetricSegments, References, Repository, layout
+from ckpt_core.repository import ExperimentRecords, MetricSegments, References, Repository, layout
 from ckpt_core.stores import LocalStore, Store, open_store
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _log = logging.getLogger("ckpt_core.pipeline")
 
 
 class Workspace:
-    """A store with its repository, references, metric segments and catalog. Thread-safe."""
+    """A store with its repository, references, metric segments, experiments and catalog. Thread-safe."""
 
     def __init__(
         self, repository: Repository, url: str, file: Path | None, mirror: Mirror | None = None
@@ -48,6 +48,7 @@ class Workspace:
         noted = mirror.note if mirror is not None else None
         self.references = References(repository.store, noted)
         self.segments = MetricSegments(repository.store, noted)
+        self.experiments = ExperimentRecords(repository.store, noted)
         self.index = Index(repository, self.segments, url, file)
         self.marked = 0
         """How often a tag or pin was set or taken off here: who remembers them compares."""

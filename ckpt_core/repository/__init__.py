@@ -1,6 +1,7 @@
 """The repository: chunks to packs to manifests in a store; references and metric segments beside them."""
 
 from ckpt_core.repository.checking import check_options
+from ckpt_core.repository.experiments import ExperimentRecords, last_words
 from ckpt_core.repository.leases import Claims, HeldLease, Leases
 from ckpt_core.repository.reader import ChunkReader, Verify, open_pack
 from ckpt_core.repository.references import References
@@ -17,6 +18,7 @@ __all__ = [
     "Claims",
     "Committed",
     "Draft",
+    "ExperimentRecords",
     "HeldLease",
     "Leases",
     "MetricSegments",
@@ -26,6 +28,7 @@ __all__ = [
     "Spare",
     "Verify",
     "check_options",
+    "last_words",
     "open_pack",
     "refuse_if_gone",
 ]

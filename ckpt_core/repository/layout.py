@@ -10,6 +10,7 @@ from ckpt_core.format.names import encode_name
 
 __all__ = [
     "DOCUMENT_LIMIT",
+    "EXPERIMENTS",
     "FORWARD_SUFFIX",
     "GRACE_SUFFIX",
     "HEALING",
@@ -25,8 +26,13 @@ __all__ = [
     "STORE_DOCUMENT",
     "TRASH",
     "WITHDRAWN",
+    "AttemptKey",
+    "ExperimentTagKey",
     "ManifestKey",
     "ReferenceKey",
+    "attempt_key",
+    "attempt_word_key",
+    "experiment_tag_key",
     "forward_key",
     "grace_key",
     "granted_key",
@@ -38,6 +44,8 @@ __all__ = [
     "pack_name",
     "pack_owner",
     "parity_key",
+    "parse_attempt_key",
+    "parse_experiment_tag_key",
     "parse_manifest_key",
     "parse_reference_key",
     "quarantine_key",
@@ -61,6 +69,7 @@ TRASH = "trash"
 REFERENCES = "refs"
 METRICS = "metrics"
 SIGNATURES = "signatures"
+EXPERIMENTS = "experiments"
 LEASES = "leases"
 FORWARD_SUFFIX = ".forward.json"
 GRACE_SUFFIX = ".grace.json"
@@ -143,6 +152,61 @@ def signature_key(key: str) -> str:
 def signed_key(key: str) -> str:
     """The manifest, where it is not forgotten, that signatures are of."""
     return MANIFESTS + key[len(SIGNATURES) :]
+
+
+class AttemptKey(NamedTuple):
+    """The key of an attempt's beginning, or (with `word`) of what it said later, taken apart."""
+
+    key: str
+    folder: str
+    number: int
+    id: str
+    word: str | None
+
+
+def attempt_key(experiment: str, number: int, attempt: str) -> str:
+    """`experiments/<experiment>/attempts/<6-digit number>-<attempt id>.json`."""
+    return f"{EXPERIMENTS}/{encode_name(experiment)}/attempts/{number:06d}-{attempt}.json"
+
+
+def attempt_word_key(experiment: str, number: int, attempt: str) -> str:
+    """`experiments/<experiment>/attempts/<6-digit number>-<attempt id>-<new id>.json`."""
+    beginning = attempt_key(experiment, number, attempt).removesuffix(".json")
+    return f"{beginning}-{ids.new_ulid()}.json"
+
+
+def parse_attempt_key(key: str) -> AttemptKey | None:
+    """The parts of the key of an attempt's document; None for any other object."""
+    parts = key.split("/")
+    if len(parts) != 4 or parts[0] != EXPERIMENTS or parts[2] != "attempts" or not parts[3].endswith(".json"):
+        return None
+    number, *named = parts[3][:-5].split("-")
+    if not (number.isdecimal() and number.isascii() and 6 <= len(number) <= 19 and 1 <= len(named) <= 2):
+        return None
+    if not all(ids.is_ulid(each) for each in named):
+        return None
+    return AttemptKey(key, parts[1], int(number), named[0], named[1] if len(named) == 2 else None)
+
+
+class ExperimentTagKey(NamedTuple):
+    """The key of an experiment's tag taken apart. `folder` and `name` are as `encode_name` writes them."""
+
+    key: str
+    folder: str
+    name: str
+
+
+def experiment_tag_key(experiment: str, tag: str) -> str:
+    """`experiments/<experiment>/tags/<tag>.json`."""
+    return f"{EXPERIMENTS}/{encode_name(experiment)}/tags/{encode_name(tag)}.json"
+
+
+def parse_experiment_tag_key(key: str) -> ExperimentTagKey | None:
+    """The parts of the key of an experiment's tag; None for any other object."""
+    parts = key.split("/")
+    if len(parts) != 4 or parts[0] != EXPERIMENTS or parts[2] != "tags" or not parts[3].endswith(".json"):
+        return None
+    return ExperimentTagKey(key, parts[1], parts[3][:-5])
 
 
 def trash_key(key: str) -> str:

@@ -16,7 +16,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, final
+from typing import Any, Self, final
+
+import msgspec
 
 from ckpt_core import clock, ids
 from ckpt_core.config import actor, has_ended, process
@@ -58,6 +60,7 @@ class HeldLease:
     """A lease while it is held. For one thread at a time. One that is not `written` nobody sees, and it stands."""
 
     def __init__(self, store: Store, document: Lease, *, written: bool = True) -> None:
+        self.id = document.id
         self._store = store
         self._document = document
         self._key = layout.lease_key(document.id)
@@ -80,6 +83,13 @@ class HeldLease:
             self._lost = True
         self._lost = self._lost or not self._store.exists(self._key)
         return not self._lost
+
+    def report(self, facts: dict[str, Any]) -> None:
+        """A sign of life that says how the holder fares. Puts the lease again if it was taken away, so only for one
+        that claims nothing. Raises StoreError."""
+        self._document = msgspec.structs.replace(self._document, report=facts)
+        _held[self._key] = self._document
+        self._put()
 
     def release(self) -> None:
         """Gives the claim up. Never raises: what cannot be deleted is over anyway."""

@@ -115,7 +115,7 @@ def test_experiments(ckpt: Call) -> None:
     ]
     assert rows[1]["logical_bytes"] > 0
     lines = ckpt("experiments").out.splitlines()
-    assert lines[1].split()[:4] == ["digits", "7", "3", "100"]
+    assert lines[1].split()[:5] == ["digits", "finished", "7", "3", "100"]
 
 
 # -- show -----------------------------------------------------------------------------------------

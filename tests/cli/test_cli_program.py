@@ -20,6 +20,7 @@ from cli.calls import Answer, Call, damage
 CALLS = {
     "ls": ((), "checkpoints"),
     "experiments": ((), "experiments"),
+    "metrics": (("digits",), "metrics"),
     "show": (("digits@latest",), "id"),
     "log": ((), "experiments"),
     "diff": (("digits@step=400", "digits@step=500"), "tensors"),

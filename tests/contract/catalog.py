@@ -15,11 +15,12 @@ from ckpt_core.catalog.stores import enter
 from ckpt_core.errors import CatalogError, UsageError
 from contract.catalog_case import attempt, checkpoint, everything, point, uid
 from contract.catalog_checkpoints import CheckpointsContract
+from contract.catalog_experiments import ExperimentsContract
 from contract.catalog_history import HistoryContract
 from contract.catalog_queries import QueriesContract
 
 
-class CatalogContract(CheckpointsContract, QueriesContract, HistoryContract):
+class CatalogContract(CheckpointsContract, QueriesContract, HistoryContract, ExperimentsContract):
     """The whole suite."""
 
     # -- rebuilding

@@ -40,6 +40,9 @@ HEADINGS = {
     "StoreDocument": "`store.json`",
     "Manifest": "Manifest",
     "AttemptRecord": "Attempt",
+    "AttemptStart": "Attempt start",
+    "AttemptWord": "Attempt word",
+    "ExperimentTag": "Experiment tag",
     "TensorRecord": "Tensor record",
     "Shard": "Shard",
     "Chunk": "Chunk",
@@ -193,6 +196,7 @@ def store(tmp_path):
         manager.prune()  # leaves a forward for the first pack, of which little is in use
         manager.save(state, step=3, wait=True)
         manager.pin("last")
+        manager.tracker.tag("a b", "ö")
         manager.forget("step=2")
     return root
 
@@ -209,7 +213,7 @@ def test_every_object_of_a_store_is_in_the_list_and_of_every_kind_there_is_one(s
         pattern = re.escape(key)
         for part, stands_for in {
             "<experiment>": "a%20b", "<tag>": r"(%C3%B6|last)", "<step>": r"\d{12}", "<attempt>": r"\d{6}",
-            "<rank>": "0", "<n>": "0", "<k>": "1", "<checkpoint id>": "@", "<segment id>": "@",
+            "<rank>": "0", "<n>": "0", "<k>": "1", "<checkpoint id>": "@", "<segment id>": "@", "<attempt id>": "@", "<word id>": "@",
             "<pack>": "@-0-0(-r1)?.safetensors", "<same>": "@-0-0(-r1)?",
         }.items():  # fmt: skip
             pattern = pattern.replace(re.escape(part), stands_for)

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ckpt_core import CatalogError, CheckpointManager, StoreError, UsageError, tracker
+from ckpt_core import CatalogError, CheckpointManager, StoreError, UsageError
 from ckpt_core.stores import MemoryStore
+from ckpt_core.tracker import log as tracker_log
 from crash.wrappers import ScriptedStore
 
 
@@ -101,8 +102,8 @@ def test_what_the_catalog_missed_it_is_told_later(
 def test_many_values_are_written_without_waiting_for_a_save(
     manager: CheckpointManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracker, "_FLUSH_AT", 4)
-    log = tracker.MetricLog(manager.workspace, "x")
+    monkeypatch.setattr(tracker_log, "_FLUSH_AT", 4)
+    log = tracker_log.MetricLog(manager.workspace, "x")
     attempt = manager.attempt
     for step in range(3):
         log.add(attempt, {"a": float(step)}, step)
@@ -114,8 +115,8 @@ def test_many_values_are_written_without_waiting_for_a_save(
 def test_a_failure_is_not_tried_again_at_every_value(
     manager: CheckpointManager, store: ScriptedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracker, "_FLUSH_AT", 4)
-    log = tracker.MetricLog(manager.workspace, "x")
+    monkeypatch.setattr(tracker_log, "_FLUSH_AT", 4)
+    log = tracker_log.MetricLog(manager.workspace, "x")
     attempt = manager.attempt
     tries = []
 

@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 def reindex(call: Call) -> int:
     """Build the catalog anew from the store.
 
-    Checkpoints, tags, pins, metrics and what was forgotten. The catalog is only an index, so nothing
+    Experiments with what their attempts told, checkpoints, tags, pins, metrics and what was forgotten.
+    The catalog is only an index, so nothing
     can be lost by it. Exits with 3 where something of the store cannot be read.
     """
     report = call.workspace.reindex()
     data = {
         "catalog": call.workspace.index.catalog().url,
+        "experiments": report.experiments,
         "checkpoints": report.checkpoints,
         "forgotten": report.forgotten,
         "tags": report.tags,
@@ -37,6 +39,7 @@ def reindex(call: Call) -> int:
         from ckpt_core.cli.words import counted
 
         output.line(
+            f"{counted(report.experiments, 'experiment')}, "
             f"{counted(report.checkpoints, 'checkpoint')}, {counted(report.tags, 'tag')}, "
             f"{counted(report.pins, 'pin')}, {counted(report.metric_points, 'metric value')} and "
             f"{counted(report.forgotten, 'forgotten checkpoint')} are in the catalog"

@@ -1,0 +1,1 @@
+"""Batches, a cache, and what they cost: mechanisms that know nothing of what goes through them."""
