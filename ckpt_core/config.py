@@ -8,6 +8,7 @@ import platform
 import re
 import signal
 import socket
+import stat
 import sys
 import threading
 from contextlib import suppress
@@ -263,9 +264,10 @@ def _git_reference(git: Path, name: str) -> str | None:
 
 
 def _text(path: Path) -> str | None:
-    """What a small text file holds; None where it is none."""
+    """What a small text file holds; None where it is none: a named pipe would hold its reader up."""
     try:
-        with path.open(encoding="utf-8") as file:
-            return file.read(_LONGEST)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(fd, encoding="utf-8") as file:
+            return file.read(_LONGEST) if stat.S_ISREG(os.fstat(fd).st_mode) else None
     except (OSError, ValueError):
         return None

@@ -11,6 +11,7 @@ import os
 import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
+from urllib.parse import quote
 
 from sqlalchemy import make_url
 
@@ -47,6 +48,8 @@ def back_up(path: Path, reason: str) -> Path:
     final, partial = folder / name, folder / f".{name}.partial"
     try:
         folder.mkdir(exist_ok=True)
+        if folder.is_symlink():
+            raise OSError(f"{folder} is a symbolic link, and is not followed")
         with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(partial)) as copy:
             source.backup(copy)
         _flush(partial)
@@ -69,8 +72,13 @@ def back_up(path: Path, reason: str) -> Path:
 
 def backups_of(path: Path) -> list[Path]:
     """The copies of a catalog, the newest first."""
-    found = (path.parent / BACKUPS).glob(f"{path.stem}-*-*Z.db")
-    return sorted(found, key=lambda copy: copy.stem.rpartition("-")[2], reverse=True)
+    folder = path.parent / BACKUPS
+    found = [] if folder.is_symlink() else folder.glob(f"{path.stem}-*-*Z.db")
+    return sorted(
+        (copy for copy in found if copy.is_file() and not copy.is_symlink()),
+        key=lambda copy: copy.stem.rpartition("-")[2],
+        reverse=True,
+    )
 
 
 def restore(path: Path, name: str | None = None) -> Path:
@@ -80,7 +88,7 @@ def restore(path: Path, name: str | None = None) -> Path:
     open: they see the old contents or the new. Raises NotFoundError, CatalogError.
     """
     chosen = _chosen(path, name)
-    with closing(sqlite3.connect(f"file:{chosen}?mode=ro", uri=True)) as source:
+    with closing(sqlite3.connect(f"file:{quote(str(chosen))}?mode=ro", uri=True)) as source:
         _check(source, chosen)
         try:
             if path.exists():

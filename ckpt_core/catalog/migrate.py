@@ -33,6 +33,7 @@ def bring_up_to_date(
     Raises FormatError for a catalog of a newer version, CatalogError where the database will not do.
     """
     head = revisions[-1]
+    _refuse_views(database)
     found = _glance(database)
     if found == head:
         return None
@@ -110,6 +111,22 @@ def upgrade(connection: Connection, scripts: str = SCRIPTS, revision: str = "hea
     config.set_main_option("script_location", scripts.replace("%", "%%"))
     back = revision in REVISIONS and (_version(connection) or "") > revision
     (command.downgrade if back else command.upgrade)(config, revision)
+
+
+def _refuse_views(database: Database) -> None:
+    """A view in the place of a table may have no end, and then neither has the first question."""
+    if database.engine.dialect.name != "sqlite":
+        return
+    with database.reading() as connection:
+        views = connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'view'").scalars()
+        strange = sorted(metadata.tables.keys() & set(views))
+    if strange:
+        raise CatalogError(
+            f"the catalog {database} has views in the place of tables ({', '.join(strange)}): move it away, "
+            "`ckpt reindex` makes a new one from the store",
+            kind="corrupt",
+            url=str(database),
+        )
 
 
 def _glance(database: Database) -> str | None:

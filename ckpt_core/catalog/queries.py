@@ -22,7 +22,7 @@ from ckpt_core.catalog.schema import (
 )
 from ckpt_core.catalog.scope import STORE
 from ckpt_core.catalog.types import untidy_number
-from ckpt_core.errors import UsageError
+from ckpt_core.errors import CatalogError, UsageError
 from ckpt_core.model import Attempt, Checkpoint, ExperimentSummary
 
 __all__ = [
@@ -44,6 +44,7 @@ Order = Sequence[ColumnElement[Any]]
 
 _MINE = checkpoints.c.store_id == STORE
 # Checkpoint.order, as columns.
+_LARGEST = 1 << 62  # of all counts in the format
 _ORDER = (checkpoints.c.attempt_number, checkpoints.c.attempt_uid, checkpoints.c.step, checkpoints.c.uid)
 # Orders of different experiments have nothing to do with each other: there, time decides.
 _TIME_ORDER = (checkpoints.c.created_at, checkpoints.c.uid)
@@ -332,6 +333,13 @@ def _tags(connection: Connection, rows: Sequence[Row[Any]]) -> dict[int, list[st
 
 
 def _checkpoint(row: Row[Any], named: tuple[str, ...]) -> Checkpoint:
+    numbers = (row.step, row.attempt_number, row.logical_bytes, row.written_bytes, row.tensor_count)
+    if not all(isinstance(number, int) and 0 <= number <= _LARGEST for number in numbers):
+        raise CatalogError(
+            f"the catalog says of the checkpoint {row.uid!a} what none can be: `ckpt reindex` builds it anew from the "
+            "store",
+            kind="corrupt",
+        )
     return Checkpoint(
         id=row.uid,
         experiment=row.experiment,

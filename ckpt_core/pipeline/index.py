@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -64,6 +65,8 @@ class Index:
         self._marks = MarkReader(repository)
         self._rows: dict[str, Checkpoint] = {}  # by key; what a manifest says never changes
         self._damaged: dict[str, CkptError] = {}
+        self._behind: set[str | None] = set()
+        """Experiments (None: all) with which the catalog could not be brought in line: the store answers."""
 
     def catalog(self) -> Catalog:
         """The catalog itself. Raises CatalogError, FormatError, UsageError where it cannot be used."""
@@ -78,6 +81,7 @@ class Index:
                 from ckpt_core.catalog import Catalog
 
                 self._in_line.clear()
+                self._refuse_strangers()
                 store = self._repository.document.store_id
                 self._catalog = Catalog.open(self.url, store=store, timeout=_TIMEOUT)
                 self._inode = self._file_inode()
@@ -103,7 +107,8 @@ class Index:
 
         The store is not asked anew what has changed: that is `synchronise`.
         """
-        found = self._ask(lambda catalog: (question(catalog),))
+        behind = bool(self._behind) if experiment is None else experiment in self._behind
+        found = None if behind else self._ask(lambda catalog: (question(catalog),))
         return found[0] if found is not None else question(Listed(self.standing(experiment)))
 
     def checkpoints(self, experiment: str | None = None) -> list[Checkpoint]:
@@ -210,7 +215,17 @@ class Index:
 
     def synchronise(self, experiment: str | None = None) -> None:
         """Brings the catalog in line with the store: what others committed or forgot, what it missed."""
-        self._ask(lambda catalog: self._synchronise(catalog, experiment))
+
+        def in_line(catalog: Catalog) -> bool:
+            self._synchronise(catalog, experiment)
+            return True
+
+        if not self._ask(in_line):
+            self._behind.add(experiment)
+        elif experiment is None:
+            self._behind.clear()
+        else:
+            self._behind.discard(experiment)
 
     def recover(self) -> None:
         """Looks again at what was found damaged: it may have been healed."""
@@ -339,6 +354,12 @@ class Index:
             self._away = True
             self._in_line.clear()
             return None
+        except (ValueError, TypeError, LookupError, OverflowError) as error:
+            if not self._away:
+                _log.warning("going on without the catalog, which holds what nobody wrote there: %r", error)
+            self._away = True
+            self._in_line.clear()
+            return None
         if self._away:
             _log.warning("the catalog is back")
             self._away = False
@@ -356,6 +377,17 @@ class Index:
                 _log.error("checkpoint left out: %s", error)
                 self._damaged[key] = error
         return self._rows.get(key)
+
+    def _refuse_strangers(self) -> None:
+        """A catalog inside of a store is a file of its own: SQLite would follow a link out of the store, and write."""
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            path = f"{self._file}{suffix}"
+            if self._file is not None and os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+                raise CatalogError(
+                    f"{path} is no regular file: move it away, `ckpt reindex` makes a new catalog from the store",
+                    kind="corrupt",
+                    url=self.url,
+                )
 
     def _file_inode(self) -> tuple[int, int] | None:
         if self._file is None:
