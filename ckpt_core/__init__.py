@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ckpt_core.moving import Exported as Exported
     from ckpt_core.moving import export_checkpoint as export_checkpoint
     from ckpt_core.moving import import_checkpoint as import_checkpoint
+    from ckpt_core.perf.batches import BatchProcessor as BatchProcessor
     from ckpt_core.pipeline.opened import CheckpointReader as CheckpointReader
     from ckpt_core.pipeline.queue import SaveHandle as SaveHandle
     from ckpt_core.pipeline.workspace import Workspace as Workspace
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from ckpt_core.policies import OnImprovement as OnImprovement
     from ckpt_core.policies import WithinOverhead as WithinOverhead
     from ckpt_core.session import Session as Session
+    from ckpt_core.tracker.experiments import ExperimentTracker as ExperimentTracker
     from ckpt_core.tree import register_codec as register_codec
 
 _MODULES = {
@@ -76,6 +78,7 @@ _MODULES = {
     "ckpt_core.manager": ("CheckpointManager",),
     "ckpt_core.model": ("Attempt", "Checkpoint", "Decision"),
     "ckpt_core.moving": ("Exported", "export_checkpoint", "import_checkpoint"),
+    "ckpt_core.perf.batches": ("BatchProcessor",),
     "ckpt_core.pipeline.opened": ("CheckpointReader",),
     "ckpt_core.pipeline.queue": ("SaveHandle",),
     "ckpt_core.pipeline.workspace": ("Workspace",),
@@ -85,6 +88,7 @@ _MODULES = {
         "WithinOverhead",
     ),
     "ckpt_core.session": ("Session",),
+    "ckpt_core.tracker.experiments": ("ExperimentTracker",),
     "ckpt_core.tree": ("register_codec",),
 }  # fmt: skip
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

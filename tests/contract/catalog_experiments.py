@@ -177,7 +177,7 @@ class ExperimentsContract(CatalogCase):
             rebuild.set_experiment_tag("digits", "new")
         (found,) = catalog.experiment_facts()
         assert (found.name, found.tags, found.attempts) == ("digits", ("new",), (facts(2),))
-        assert self.count(catalog, "config_values") == 7
+        assert self.count(catalog, "config_values") == 8
 
     def test_many_at_once(self, catalog: Catalog) -> None:
         catalog.put_attempts(facts(1 + n % 3, f"e{n // 3:04d}", config={"n": n}) for n in range(1500))

@@ -27,6 +27,9 @@ EXPECTED = {
     "export_checkpoint",
     "import_checkpoint",
     "StorageBackend",
+    # experiments, and what carries their metrics
+    "BatchProcessor",
+    "ExperimentTracker",
     # hooks
     "BaseHook",
     "HookContext",
