@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from ckpt_core.moving import export_checkpoint as export_checkpoint
     from ckpt_core.moving import import_checkpoint as import_checkpoint
     from ckpt_core.perf.batches import BatchProcessor as BatchProcessor
+    from ckpt_core.pipeline.copying import Copied as Copied
+    from ckpt_core.pipeline.copying import copy_checkpoints as copy_checkpoints
     from ckpt_core.pipeline.opened import CheckpointReader as CheckpointReader
     from ckpt_core.pipeline.queue import SaveHandle as SaveHandle
     from ckpt_core.pipeline.workspace import Workspace as Workspace
@@ -79,6 +81,7 @@ _MODULES = {
     "ckpt_core.model": ("Attempt", "Checkpoint", "Decision"),
     "ckpt_core.moving": ("Exported", "export_checkpoint", "import_checkpoint"),
     "ckpt_core.perf.batches": ("BatchProcessor",),
+    "ckpt_core.pipeline.copying": ("Copied", "copy_checkpoints"),
     "ckpt_core.pipeline.opened": ("CheckpointReader",),
     "ckpt_core.pipeline.queue": ("SaveHandle",),
     "ckpt_core.pipeline.workspace": ("Workspace",),

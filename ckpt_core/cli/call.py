@@ -101,7 +101,7 @@ class Call:
         """The checkpoint that a reference means. Raises NotFoundError, UsageError."""
         from ckpt_core.pipeline.resolve import candidates
 
-        metric = self._metric_of(reference)
+        metric = self.metric_of(reference)
         index = self.workspace.index
         return next(candidates(index, reference, experiment=None, metric=metric, mode=self.mode))
 
@@ -112,12 +112,13 @@ class Call:
         """
         from ckpt_core.pipeline.trust import Readable, trusted_manifest
 
-        workspace, metric = self.workspace, self._metric_of(reference)
+        workspace, metric = self.workspace, self.metric_of(reference)
         found = Readable(workspace).candidates(reference, experiment=None, metric=metric, mode=self.mode)
         checkpoint = next(found)
         return checkpoint, trusted_manifest(workspace.repository, checkpoint)
 
-    def _metric_of(self, reference: str) -> str | None:
+    def metric_of(self, reference: str) -> str | None:
+        """The metric that `best` goes by in a reference."""
         from ckpt_core.pipeline.resolve import split_reference
 
         experiment, rest = split_reference(reference)

@@ -4,7 +4,7 @@ where that is asked for and pays."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -12,12 +12,12 @@ from typing import NamedTuple
 from ckpt_core.errors import ObjectNotFoundError
 from ckpt_core.format.documents import Chunk, PackRecord, Shard, TensorRecord
 from ckpt_core.format.pack import PackWriter, Piece, empty_piece, header_bound, pack_order
-from ckpt_core.model import Buffer, Snapshot, StagedTensor
+from ckpt_core.model import Buffer, Snapshot, StagedTensor, TensorSpec
 from ckpt_core.repository import layout
 from ckpt_core.repository.digests import compressed, digest_in_order
 from ckpt_core.stores import ObjectWriter, Store
 
-__all__ = ["MAX_PACKS", "Known", "KnownChunks", "Part", "still_there", "write_part"]
+__all__ = ["MAX_PACKS", "Known", "KnownChunks", "Part", "Place", "assembled", "still_there", "write_part"]
 
 MAX_PACKS = 64
 """Packs that one checkpoint may name: what bounds the files a reader must open."""
@@ -50,7 +50,7 @@ KnownChunks = Mapping[str, Known]
 
 
 @dataclass(slots=True)
-class _Place:
+class Place:
     """Where a chunk is: in the pack being written (`pack` None, `offset` behind its header), or elsewhere."""
 
     piece: Piece
@@ -85,7 +85,7 @@ def write_part(
     """
     name = layout.pack_name(experiment, checkpoint, rank, 0)
     order = pack_order([tensor.spec for tensor in snapshot.tensors])
-    places: list[list[_Place]] = [[] for _ in snapshot.tensors]
+    places: list[list[Place]] = [[] for _ in snapshot.tensors]
     with ExitStack() as stack:
         objects: list[ObjectWriter] = []
 
@@ -118,9 +118,9 @@ def write_part(
             if found is None:
                 start = pack.append(_at(piece, each.data), each.digest, each.smaller)
                 stored = each.smaller.nbytes if each.smaller else 0
-                places[i].append(_Place(piece, each.digest, None, start, stored))
+                places[i].append(Place(piece, each.digest, None, start, stored))
             else:
-                places[i].append(_Place(piece, each.digest, *found))
+                places[i].append(Place(piece, each.digest, *found))
             del each  # and with it a block, for the next piece
         _fold([place for row in places for place in row], pack, max_packs, compression)
         record = None
@@ -131,7 +131,7 @@ def write_part(
             written = pack.finish()
             objects[0].commit()
             record = PackRecord(name, written.size, written.header_size, written.header_digest)
-    return _part(snapshot, places, record)
+    return assembled([(tensor.spec, tensor.kind) for tensor in snapshot.tensors], places, record)
 
 
 def _at(piece: Piece, data: Buffer) -> Piece:
@@ -143,7 +143,7 @@ def _pieces(tensor: StagedTensor, chunk_bytes: int) -> Iterator[Piece]:
         yield Piece(tensor.path, tensor.spec, begin, tensor.data[begin : begin + chunk_bytes])
 
 
-def _fold(places: list[_Place], pack: PackWriter, max_packs: int, compression: str | None) -> None:
+def _fold(places: list[Place], pack: PackWriter, max_packs: int, compression: str | None) -> None:
     """Writes again what the emptiest of too many packs still give: a reader opens a bounded number."""
     weights: Counter[str] = Counter()
     for place in places:
@@ -160,11 +160,14 @@ def _fold(places: list[_Place], pack: PackWriter, max_packs: int, compression: s
             place.pack, place.stored = None, smaller.nbytes if smaller else 0
 
 
-def _part(snapshot: Snapshot, places: list[list[_Place]], own: PackRecord | None) -> Part:
+def assembled(
+    tensors: Sequence[tuple[TensorSpec, str]], places: list[list[Place]], own: PackRecord | None
+) -> Part:
+    """What a manifest says of tensors (spec and kind) whose chunks are at these places."""
     packs: dict[str, PackRecord] = {}
     numbers: dict[str, int] = {}
-    tensors = []
-    for tensor, row in zip(snapshot.tensors, places, strict=True):
+    records = []
+    for (spec, kind), row in zip(tensors, places, strict=True):
         chunks = []
         for place in row:
             pack = place.pack or own
@@ -175,8 +178,8 @@ def _part(snapshot: Snapshot, places: list[list[_Place]], own: PackRecord | None
             chunks.append(Chunk(place.digest, number, offset))
         stored = tuple(place.stored for place in row)
         shards = (Shard(tuple(chunks), stored=stored if any(stored) else None),)
-        tensors.append(TensorRecord(tensor.spec.dtype, tensor.spec.shape, shards, tensor.kind))
-    return Part(tuple(tensors), tuple(packs.values()), own.size if own else 0)
+        records.append(TensorRecord(spec.dtype, spec.shape, shards, kind))
+    return Part(tuple(records), tuple(packs.values()), own.size if own else 0)
 
 
 def still_there(store: Store, pack: PackRecord) -> bool:

@@ -28,6 +28,7 @@ CALLS = {
     "restore": (("digits@latest", "out"), "target"),
     "export": (("digits@latest", "out.npz"), "format"),
     "import": (("there.npz", "imported"), "checkpoint"),
+    "copy": (("../store", "copied"), "checkpoints"),
     "tag": ((), "tags"),
     "pin": (("digits@latest",), "checkpoints"),
     "unpin": (("digits@latest",), "checkpoints"),
@@ -86,7 +87,7 @@ def _something_to_import(_no_settings: None) -> None:
     np.savez("there.npz", w=np.ones(3))
 
 
-@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"completion", "import"}))
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"completion", "copy", "import"}))
 def test_every_command_says_that_there_is_no_store(command: str, ckpt: Call, tmp_path: Path) -> None:
     answer = ckpt(command, *CALLS[command][0], "--json", at=tmp_path / "nothing")
     assert answer.code == 10

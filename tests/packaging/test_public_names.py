@@ -23,6 +23,8 @@ EXPECTED = {
     "Session",
     "Workspace",
     # formats
+    "Copied",
+    "copy_checkpoints",
     "Exported",
     "export_checkpoint",
     "import_checkpoint",
