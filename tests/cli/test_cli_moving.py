@@ -82,3 +82,21 @@ def test_a_checkpoint_by_a_backend_is_shown_and_exported(ckpt: Call, tmp_path: P
     answer = ckpt("restore", "latest", "out", at=place)
     assert (answer.code, "ckpt export" in answer.err) == (2, True)
     assert ckpt("export", "latest", "out.npz", at=place).code == 0
+
+
+def test_from_store_to_store(ckpt: Call, store: Path, tmp_path: Path) -> None:
+    target = tmp_path / "copied"
+    answer = ckpt(
+        "copy", store, target, "mnist@best", "--metric", "accuracy", "--mode", "max", "--json", at=None
+    )
+    assert (answer.code, len(answer.data["checkpoints"])) == (0, 1)
+    answer = ckpt("copy", store, target, "--experiment", "mnist", at=None)
+    assert answer.code == 0
+    assert answer.out.startswith("copied 2 checkpoints (1 were there)")
+    assert ckpt("copy", store, target, at=None).code == 0
+    assert ckpt("ls", "-q", at=target).out == ckpt("ls", "-q").out
+    assert ckpt("log", "--json", at=target).data == ckpt("log", "--json").data
+    assert ckpt("verify", at=target).code == 0
+    assert ckpt("copy", store, target).code == 2, "--store has no place here"
+    assert ckpt("copy", store, store, at=None).code == 2
+    assert ckpt("copy", "nowhere", target, at=None).code == 10
