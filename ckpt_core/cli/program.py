@@ -31,8 +31,8 @@ COMMANDS = {
     "ls": "ls", "experiments": "experiments", "metrics": "metrics", "show": "show", "log": "log",
     "diff": "diff", "cat": "cat", "restore": "restore", "export": "export", "import": "import_", "copy": "copy",
     "tag": "tag", "pin": "pins", "unpin": "pins", "forget": "forget", "undelete": "undelete", "prune": "prune",
-    "audit": "audit",     "verify": "verify", "stats": "stats", "doctor": "doctor", "reindex": "reindex", "catalog": "catalog",
-    "scrub": "scrub", "repair": "repair", "parity": "parity", "mirror": "mirror",
+    "audit": "audit", "verify": "verify", "stats": "stats", "doctor": "doctor", "reindex": "reindex",
+    "catalog": "catalog", "scrub": "scrub", "repair": "repair", "parity": "parity", "mirror": "mirror",
     "keys": "keys", "sign": "sign", "completion": "completion"}  # fmt: skip
 """Our own commands, and the module under `commands/` that holds each, imported when it is called.
 
