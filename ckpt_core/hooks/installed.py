@@ -79,11 +79,14 @@ def make_hook(name: str, options: Mapping[str, Any] | None = None) -> BaseHook:
 
 def options_of(factory: Callable[..., object]) -> list[Option]:
     """What a factory takes by keyword, without what all hooks have."""
-    target: Any = factory
-    hints = typing.get_type_hints(target.__init__ if isinstance(target, type) else target)
     return [
-        Option(each.name, hints.get(each.name, Any), each.default, each.default is each.empty)
-        for each in inspect.signature(factory).parameters.values()
+        Option(
+            each.name,
+            Any if each.annotation is each.empty else each.annotation,
+            each.default,
+            each.default is each.empty,
+        )
+        for each in inspect.signature(factory, eval_str=True).parameters.values()
         if each.kind in (each.KEYWORD_ONLY, each.POSITIONAL_OR_KEYWORD)
         and each.name not in (*COMMON, "condition")
     ]
