@@ -161,7 +161,7 @@ class CheckpointManager(Library):
         self._raised = 0
         self._process = os.getpid()
         try:
-            manager.serve(self)
+            manager.serve(self, self._tell_of_hook)
         except BaseException:
             workspace.close()
             raise
@@ -387,6 +387,9 @@ class CheckpointManager(Library):
         self.hooks.fire(
             HookContext(HookEvent.AFTER_STAGE, experiment=self.experiment, reason=request.reason, **facts)
         )
+
+    def _tell_of_hook(self, name: str, outcome: str, reason: str) -> None:
+        self.workspace.audit("hook", name, outcome, experiment=self.experiment, reason=reason)
 
     def _refuse_child(self) -> None:
         if self._process != os.getpid():

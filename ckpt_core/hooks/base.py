@@ -56,6 +56,12 @@ class BaseHook(ABC):
     on_error: OnError = "isolate"
     """`"isolate"`: a failure is logged and counted. `"raise"`: it also reaches the caller as HookError."""
 
+    max_failures: int | None = 5
+    """After so many failures in a row it is left out for a while. None, and `on_error="raise"`: never."""
+
+    retry_after: float = 60.0
+    """Seconds for which it is left out; twice as long each time that it fails again, up to an hour."""
+
     def __init__(
         self,
         *,
@@ -65,6 +71,8 @@ class BaseHook(ABC):
         condition: Condition | None = None,
         timeout: float | None = None,
         on_error: OnError | None = None,
+        max_failures: int | None = None,
+        retry_after: float | None = None,
     ) -> None:
         given: dict[str, Any] = {
             "name": name,
@@ -73,6 +81,8 @@ class BaseHook(ABC):
             "condition": condition,
             "timeout": timeout,
             "on_error": on_error,
+            "max_failures": max_failures,
+            "retry_after": retry_after,
         }
         for attribute, value in given.items():
             if value is not None:
@@ -113,6 +123,8 @@ class FunctionHook(BaseHook):
         condition: Condition | None = None,
         timeout: float | None = None,
         on_error: OnError | None = None,
+        max_failures: int | None = None,
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(
             name=name or getattr(function, "__name__", type(function).__name__),
@@ -121,6 +133,8 @@ class FunctionHook(BaseHook):
             condition=condition,
             timeout=timeout,
             on_error=on_error,
+            max_failures=max_failures,
+            retry_after=retry_after,
         )
         self.function = function
         functools.update_wrapper(self, function, updated=())
@@ -138,6 +152,8 @@ def hook(
     condition: Condition | None = None,
     timeout: float | None = None,
     on_error: OnError = "isolate",
+    max_failures: int | None = None,
+    retry_after: float | None = None,
     name: str | None = None,
 ) -> Callable[[Callable[[HookContext], Answer]], FunctionHook]:
     """Make a function a hook on `events`: `@hook(HookEvent.AFTER_SAVE, priority=HookPriority.LOW)`.
@@ -156,6 +172,8 @@ def hook(
             condition=condition,
             timeout=timeout,
             on_error=on_error,
+            max_failures=max_failures,
+            retry_after=retry_after,
         )
 
     return decorate

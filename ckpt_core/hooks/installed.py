@@ -26,7 +26,7 @@ __all__ = ["GROUP", "Option", "installed_hooks", "make_hook", "options_of"]
 GROUP = "ckpt_core.hooks"
 """The entry-point group of hooks."""
 
-COMMON = ("name", "events", "priority", "timeout", "on_error")
+COMMON = ("name", "events", "priority", "timeout", "on_error", "max_failures", "retry_after")
 """What can be said of every hook, besides the options that its factory takes."""
 
 
@@ -151,7 +151,13 @@ def _common(name: str, key: str, value: Any) -> Any:
             return as_events(value if isinstance(value, str) else msgspec.convert(value, list[str]))
         except (UsageError, msgspec.ValidationError) as error:
             raise _refused(name, key, f"{value!r} does not do: {error}") from error
-    kinds: dict[str, Any] = {"name": str, "timeout": float, "on_error": typing.Literal["isolate", "raise"]}
+    kinds: dict[str, Any] = {
+        "name": str,
+        "timeout": float,
+        "on_error": typing.Literal["isolate", "raise"],
+        "max_failures": int,
+        "retry_after": float,
+    }
     try:
         return msgspec.convert(value, kinds[key])
     except msgspec.ValidationError as error:

@@ -25,6 +25,9 @@ __all__ = ["HookManager"]
 _log = logging.getLogger("ckpt_core.hooks")
 _NOTHING = HookOutcome()
 
+Tell = Callable[[str, str, str], object]
+"""Is told that a hook is left out (`left-out`) or works again (`works-again`): its name, which, and why."""
+
 
 class HookManager:
     """Runs the hooks of an event by priority, ties by registration. Safe to use from several threads.
@@ -42,6 +45,7 @@ class HookManager:
         self._listeners: dict[HookEvent, tuple[Registration, ...]] = {}
         self._number = 0
         self._owner: Any = None
+        self._tell: Tell | None = None
         self._background = BackgroundQueue(self._run_in_background, background_limit)
         for hook in hooks:
             self.register_hook(hook)
@@ -78,10 +82,13 @@ class HookManager:
             self._publish((*self._registered, registration))
         return hook
 
-    def serve(self, owner: Any) -> None:
-        """Tell the hooks, those that are here and those to come, whose they are. See BaseHook.attach."""
+    def serve(self, owner: Any, tell: Tell | None = None) -> None:
+        """Tell the hooks, those that are here and those to come, whose they are. See BaseHook.attach.
+
+        `tell` hears of hooks that are left out because they fail too often, and of those that work again.
+        """
         with self._lock:
-            self._owner = owner
+            self._owner, self._tell = owner, tell
             for entry in self._registered:
                 entry.hook.attach(owner)
 
@@ -169,12 +176,17 @@ class HookManager:
         }
 
     def _applies(self, entry: Registration, context: HookContext, failures: list[HookFailure]) -> bool:
+        if not entry.circuit.admits():
+            entry.count("skipped")
+            return False
         try:
             applies = entry.condition is None or bool(entry.condition(context))
         except Exception as error:
             self._fail(entry, context, failures, "condition", error)
             return False
-        if applies and entry.is_stuck():
+        if not applies:
+            entry.circuit.undecided()
+        elif entry.is_stuck():
             entry.count("dropped")
             self._fail(entry, context, failures, "stuck")
             return False
@@ -199,6 +211,9 @@ class HookManager:
             failure = ("timeout", error)
         except Exception as error:
             failure = ("raised", error)
+        except BaseException:
+            entry.circuit.undecided()
+            raise
         finally:
             entry.spend(clock.monotonic() - begun)
         veto = context.take_answers(view)
@@ -206,6 +221,9 @@ class HookManager:
             veto = "returned False"
         if failure is not None:
             self._fail(entry, context, failures, *failure)
+        elif entry.circuit.succeeded():
+            _log.warning("hook %s works again", entry.name)
+            self._say(entry, "works-again", f"on {context.event.name}")
         return veto
 
     def _fail(
@@ -227,6 +245,13 @@ class HookManager:
         traceback = cause if earlier == 0 else None
         step = "" if context.step is None else f" at step {context.step}"
         _log.error("hook %s %s on %s%s", entry.name, what, context.event.name, step, exc_info=traceback)
+        entry.last_error = f"{what} on {context.event.name}{step}"
+        if entry.circuit.failed():
+            _log.error(
+                "hook %s fails again and again: it is left out for %g s, and then tried once",
+                entry.name, entry.circuit.seconds,
+            )  # fmt: skip
+            self._say(entry, "left-out", entry.last_error)
         if entry.raises:
             raise HookError(
                 f"hook {entry.name!r} {what} on {context.event.name}{step}; correct it, or register it "
@@ -241,8 +266,13 @@ class HookManager:
         if not self._background.put((entry, context)):
             self._drop(entry, context, f"the background queue is closed or full ({self._background.limit})")
 
+    def _say(self, entry: Registration, what: str, why: str) -> None:
+        if self._tell is not None:
+            self._tell(entry.name, what, why)
+
     def _drop(self, entry: Registration, context: HookContext, why: str) -> None:
         entry.count("dropped")
+        entry.circuit.undecided()
         _log.warning("hook %s was not run on %s: %s", entry.name, context.event.name, why)
 
     def _run_in_background(self, item: tuple[Registration, HookContext]) -> None:

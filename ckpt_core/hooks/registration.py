@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import Literal, get_args
 
 from ckpt_core.errors import UsageError
 from ckpt_core.hooks.base import BaseHook, FunctionHook, as_events
+from ckpt_core.hooks.circuit import Circuit
 from ckpt_core.hooks.events import HookEvent, HookPriority
 from ckpt_core.hooks.results import HookStatistics
 
 __all__ = ["Registration"]
 
-Counter = Literal["calls", "failures", "timeouts", "vetoes", "dropped"]
+Counter = Literal["calls", "failures", "timeouts", "vetoes", "dropped", "skipped"]
 
 
 class Registration:
@@ -42,13 +43,13 @@ class Registration:
                 'BACKGROUND and on_error="raise" exclude each other, as there is no caller left to raise to; '
                 "change one of them",
             )
+        self.circuit = _circuit(hook, name, raises=self.raises)
         # Threads that overran and still run: while there is one the hook is not called again, or a hook
         # that hangs at every step would leave a thread behind at every step.
         self._abandoned: list[threading.Thread] = []
-        self._counts: dict[Counter, int] = dict.fromkeys(
-            ("calls", "failures", "timeouts", "vetoes", "dropped"), 0
-        )
+        self._counts: dict[Counter, int] = dict.fromkeys(get_args(Counter), 0)
         self._seconds = 0.0
+        self.last_error: str | None = None
         # Re-entrant, as a signal handler may fire events in the midst of a count.
         self._lock = threading.RLock()
 
@@ -91,7 +92,13 @@ class Registration:
 
     def statistics(self) -> HookStatistics:
         with self._lock:
-            return HookStatistics(self.name, **self._counts, seconds=self._seconds)
+            return HookStatistics(
+                self.name,
+                **self._counts,
+                seconds=self._seconds,
+                last_error=self.last_error,
+                circuit=self.circuit.state,
+            )
 
 
 def _priority(hook: BaseHook, name: str) -> HookPriority:
@@ -106,6 +113,18 @@ def _raises(hook: BaseHook, name: str) -> bool:
     if hook.on_error not in ("isolate", "raise"):
         raise _unusable(name, f'its on_error is {hook.on_error!r}; choose "isolate" or "raise"')
     return hook.on_error == "raise"
+
+
+def _circuit(hook: BaseHook, name: str, *, raises: bool) -> Circuit:
+    most, seconds = hook.max_failures, hook.retry_after
+    if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
+        raise _unusable(name, f"its max_failures is {most!r}; give a whole number, 1 or more, or None")
+    if isinstance(seconds, bool) or not (
+        isinstance(seconds, (int, float)) and math.isfinite(seconds) and seconds > 0
+    ):
+        raise _unusable(name, f"its retry_after is {seconds!r}; give seconds above 0")
+    # A failure that the caller is to hear of is not kept from it.
+    return Circuit(None if raises else most, float(seconds))
 
 
 def _unusable(name: str, why: str) -> UsageError:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from ckpt_core.hooks.circuit import CircuitState
+
 __all__ = ["FailureKind", "HookFailure", "HookOutcome", "HookStatistics"]
 
 FailureKind: TypeAlias = Literal["raised", "timeout", "condition", "stuck"]
@@ -43,7 +45,9 @@ class HookStatistics:
 
     `calls` that began; of these, `failures` raised and `timeouts` overran. A condition that raised counts
     under `failures` without a call. `dropped` calls were never made: the background queue was full or
-    closed, or an earlier call was stuck. `seconds` that callers (or the worker) spent on it, in all.
+    closed, or an earlier call was stuck. `skipped` calls were left out while the circuit was open, as it had failed
+    too often. `seconds` that callers (or the worker) spent on it, in all. `last_error` says what went wrong last,
+    `circuit` whether it is left out now.
     """
 
     name: str
@@ -52,4 +56,7 @@ class HookStatistics:
     timeouts: int = 0
     vetoes: int = 0
     dropped: int = 0
+    skipped: int = 0
     seconds: float = 0.0
+    last_error: str | None = None
+    circuit: CircuitState = "closed"

@@ -24,7 +24,16 @@ from ckpt_core.hooks.results import FailureKind
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = {name: (DOCS / f"{name}.md").read_text(encoding="utf-8") for name in ("hooks", "policies")}
-ARGUMENTS_OF_A_HOOK = ("name", "events", "priority", "condition", "timeout", "on_error")
+ARGUMENTS_OF_A_HOOK = (
+    "name",
+    "events",
+    "priority",
+    "condition",
+    "timeout",
+    "on_error",
+    "max_failures",
+    "retry_after",
+)
 
 
 def in_code(page):
