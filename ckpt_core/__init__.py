@@ -60,6 +60,10 @@ if TYPE_CHECKING:
     from ckpt_core.policies import KeepWithinBytes as KeepWithinBytes
     from ckpt_core.policies import Never as Never
     from ckpt_core.policies import OnImprovement as OnImprovement
+    from ckpt_core.policies import OnLearningRateDrop as OnLearningRateDrop
+    from ckpt_core.policies import OnLossSpike as OnLossSpike
+    from ckpt_core.policies import OnPlateau as OnPlateau
+    from ckpt_core.policies import OnSignal as OnSignal
     from ckpt_core.policies import WithinOverhead as WithinOverhead
     from ckpt_core.session import Session as Session
     from ckpt_core.tracker.experiments import ExperimentTracker as ExperimentTracker
@@ -88,7 +92,7 @@ _MODULES = {
     "ckpt_core.policies": (
         "AnyOf", "EveryEpochs", "EveryMinutes", "EverySteps", "KeepAll", "KeepBest", "KeepEvery", "KeepLast",
         "KeepSpaced", "KeepTagged", "KeepWithinBytes", "Never", "OnImprovement",
-        "WithinOverhead",
+        "OnLearningRateDrop", "OnLossSpike", "OnPlateau", "OnSignal", "WithinOverhead",
     ),
     "ckpt_core.session": ("Session",),
     "ckpt_core.tracker.experiments": ("ExperimentTracker",),

@@ -27,6 +27,9 @@ __all__ = ["Capture", "LazyTensors", "Resumption", "Session"]
 
 _log = logging.getLogger("ckpt_core.session")
 
+_LAST = (HookEvent.TRAIN_END, HookEvent.TRAIN_FAILED, HookEvent.PREEMPTED)
+"""Events after which there is no safe point, or a save is made in any case."""
+
 Capture = Callable[[], Mapping[str, Any]]
 """Gives the state of the training run at this instant. The key `session` in it is the session's own."""
 
@@ -76,6 +79,11 @@ class Session:
         self.resumption = Resumption("fresh")
         self.lazy: LazyTensors | None = None
         """What the adapter knows of tensors that need not be copied before a save lets training go on."""
+        self.learning_rate: Callable[[], float | None] | None = None
+        """What the adapter reads the learning rate by that the next step will use; asked only if a hook listens."""
+        self._rate: float | None = None
+        self._at: tuple[int, int | None] = (0, None)
+        self._states: dict[str, Any] = {}
 
     # -- the beginning ----------------------------------------------------------------------------
 
@@ -99,6 +107,7 @@ class Session:
         """Goes on from a checkpoint that was loaded already: begins the attempt that continues it."""
         facts = state.pop("session", {})
         complete = bool(facts.get("finished"))
+        self._states = facts.get("hooks", {})
         attempt = self.manager.begin_attempt(checkpoint)
         self.resumption = Resumption("complete" if complete else "resumed", checkpoint, state)
         _log.info(
@@ -130,9 +139,14 @@ class Session:
         )  # fmt: skip
 
     def begin(self, step: int, epoch: int | None = None) -> None:
-        """Training begins, or goes on: TRAIN_BEGIN. Signals are noted from here on."""
+        """Training begins, or goes on: TRAIN_BEGIN. Signals are noted from here on.
+
+        Hooks get back what they had to remember when the checkpoint was made that was resumed.
+        """
         self._signals.install()
+        self.manager.hooks.load_state_dict(self._states)
         self._fire(HookEvent.TRAIN_BEGIN, step, epoch)
+        self._watch_rate()
 
     # -- what happens -----------------------------------------------------------------------------
 
@@ -140,9 +154,19 @@ class Session:
         """EPOCH_BEGIN."""
         self._fire(HookEvent.EPOCH_BEGIN, step, epoch)
 
-    def step_end(self, step: int, epoch: int | None = None, metrics: Mapping[str, Any] | None = None) -> None:
-        """A step was made: STEP_END. Metrics of earlier steps do not belong to the weights any more."""
-        self._move(HookEvent.STEP_END, step, epoch, metrics)
+    def step_end(
+        self,
+        step: int,
+        epoch: int | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        *,
+        loss: Callable[[], float | None] | None = None,
+    ) -> None:
+        """A step was made: STEP_END. Metrics of earlier steps do not belong to the weights any more.
+
+        `loss` reads that of this step, where it is not among the metrics; it is called only if a hook wants to know.
+        """
+        self._move(HookEvent.STEP_END, step, epoch, metrics, read_loss=loss)
 
     def evaluate_end(
         self, step: int, epoch: int | None = None, metrics: Mapping[str, Any] | None = None
@@ -165,7 +189,11 @@ class Session:
 
     @property
     def due(self) -> bool:
-        """Whether there is something to do at the next safe point: a save, or a failed one to be raised."""
+        """Whether there is something to do at the next safe point: a save, or a failed one to be raised.
+
+        To be asked at the safe point: what has changed the learning rate since the last event is noticed here.
+        """
+        self._watch_rate()
         failed = self.manager.on_save_error == "stop" and bool(self.manager.failures)
         return bool(self._requests) or self.preempted is not None or failed
 
@@ -259,7 +287,11 @@ class Session:
     def _save(
         self, step: int, capture: Capture, reason: str, *, finished: bool = False, wait: bool = False
     ) -> SaveHandle | None:
-        state = {**capture(), "session": {"finished": finished}}
+        facts: dict[str, Any] = {"finished": finished}
+        remembered = self.manager.hooks.state_dict()
+        if remembered:
+            facts["hooks"] = remembered
+        state = {**capture(), "session": facts}
         metrics = self._usable(self._metrics if self._metrics_step == step else {}, step)
         try:
             self._handle = self.manager.save(
@@ -290,11 +322,40 @@ class Session:
         return {name: value for name, value in metrics.items() if name != best}
 
     def _move(
-        self, event: HookEvent, step: int, epoch: int | None, metrics: Mapping[str, Any] | None
+        self, event: HookEvent, step: int, epoch: int | None, metrics: Mapping[str, Any] | None, **facts: Any
     ) -> None:
         self._moves += 1
         self._note_metrics(as_metrics(metrics), step)
-        self._requests.extend(self._fire(event, step, epoch))
+        self._fire(event, step, epoch, **facts)
+        self._watch_rate()
+
+    def _watch_rate(self) -> None:
+        """LEARNING_RATE_CHANGED, if it has."""
+        if self.learning_rate is None or not self.manager.hooks.listens(HookEvent.LEARNING_RATE_CHANGED):
+            return
+        before, self._rate = self._rate, self.learning_rate()
+        if self._rate is not None and self._rate != before:
+            self._fire(HookEvent.LEARNING_RATE_CHANGED, *self._at, data={"before": before, "now": self._rate})
+
+    def _keep(self, step: int, tag: str, reason: str) -> None:
+        """Keeps the newest checkpoint of this step or an earlier one, once what is pending is there."""
+        manager = self.manager
+        try:
+            manager.wait()
+            lineage = manager.attempt.lineage
+            good = [c for c in manager.checkpoints() if c.attempt.lineage == lineage and c.step <= step]
+            if not good:
+                _log.warning("%s, and no checkpoint of step %d or before is left to be kept", reason, step)
+                return
+            last = max(good, key=lambda each: each.order)
+            manager.workspace.tag(last, tag)
+            manager.workspace.pin(last)
+            manager.workspace.audit(
+                "keep", last.id, "done", experiment=manager.experiment, step=last.step, tag=tag, reason=reason
+            )
+            _log.warning("%s: the checkpoint of step %d is kept as %r", reason, last.step, tag)
+        except CkptError as error:
+            _log.error("%s, and the last good checkpoint could not be kept: %s", reason, error)
 
     def _note_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         if step != self._metrics_step:
@@ -303,10 +364,16 @@ class Session:
         if metrics:
             self.manager.log(metrics, step=step)
 
-    def _fire(self, event: HookEvent, step: int, epoch: int | None, **facts: Any) -> tuple[str, ...]:
+    def _fire(self, event: HookEvent, step: int, epoch: int | None, **facts: Any) -> None:
+        """Tells the hooks. What they ask for is noted, or done if it needs no safe point."""
+        self._at = (step, epoch)
         metrics = self._metrics if self._metrics_step == step else {}
         context = HookContext(
             event, step=step, epoch=epoch, experiment=self.manager.experiment,
             attempt=self.manager.attempt, metrics=metrics, **facts,
         )  # fmt: skip
-        return self.manager.hooks.fire(context).save_requests
+        outcome = self.manager.hooks.fire(context)
+        for wish in outcome.keep_requests:
+            self._keep(*wish)
+        if event not in _LAST:
+            self._requests.extend(outcome.save_requests)

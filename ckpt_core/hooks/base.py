@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Literal, TypeAlias, TypedDict
 
 from ckpt_core.errors import UsageError
@@ -28,6 +28,8 @@ class HookOptions(TypedDict, total=False):
     condition: Condition | None
     timeout: float | None
     on_error: OnError | None
+    max_failures: int | None
+    retry_after: float | None
 
 
 class BaseHook(ABC):
@@ -98,6 +100,14 @@ class BaseHook(ABC):
 
         For hooks that look at the store or at other checkpoints. What it raises is an error of the registration.
         """
+        return
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """What must survive a resume, as plain values: saved with each checkpoint of a session. Nothing by default."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave, in the process that resumes: before TRAIN_BEGIN."""
         return
 
     @abstractmethod

@@ -16,6 +16,7 @@ class HookEvent(StrEnum):
     STEP_END = "step_end"
     EVALUATE_END = "evaluate_end"
     EPOCH_END = "epoch_end"
+    LEARNING_RATE_CHANGED = "learning_rate_changed"
     TRAIN_END = "train_end"
     TRAIN_FAILED = "train_failed"
     PREEMPTED = "preempted"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ckpt_core import clock
@@ -110,6 +110,34 @@ class HookManager:
             return [entry.hook for entry in sorted(self._registered, key=lambda entry: entry.order)]
         return [entry.hook for entry in self._listeners.get(HookEvent(event), ())]
 
+    def listens(self, event: HookEvent) -> bool:
+        """Whether any hook reacts to this event: of some events the facts cost something to find out."""
+        return bool(self._listeners.get(event))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive a resume, by name of the hook; see BaseHook.state_dict. A hook that fails has none."""
+        states: dict[str, Any] = {}
+        for entry in self._registered:
+            try:
+                state = entry.hook.state_dict()
+            except Exception as error:
+                entry.count("failures")
+                _log.error("the state of hook %s is not saved: %r", entry.name, error)
+                continue
+            if state:
+                states[entry.name] = state
+        return states
+
+    def load_state_dict(self, states: Mapping[str, Any]) -> None:
+        """Hand back what `state_dict` gave to the hooks of those names. A hook that fails begins without."""
+        for entry in self._registered:
+            if entry.name in states:
+                try:
+                    entry.hook.load_state_dict(states[entry.name])
+                except Exception as error:
+                    entry.count("failures")
+                    _log.error("hook %s cannot go on from its state, and begins anew: %r", entry.name, error)
+
     def statistics(self) -> dict[str, HookStatistics]:
         """What each registered hook has done so far, by name, in the order of registration."""
         return {entry.name: entry.statistics() for entry in self._registered}
@@ -124,7 +152,7 @@ class HookManager:
         listeners = self._listeners.get(context.event)
         if not listeners:
             return _NOTHING
-        requested = len(context.save_requests)
+        requested, wished = len(context.save_requests), len(context.keep_requests)
         failures: list[HookFailure] = []
         reasons: tuple[str, ...] = ()
         for entry in listeners:
@@ -138,7 +166,13 @@ class HookManager:
                 entry.count("vetoes")
                 reasons = (f"{entry.name}: {veto}",)
                 break
-        return HookOutcome(bool(reasons), reasons, tuple(failures), context.save_requests[requested:])
+        return HookOutcome(
+            bool(reasons),
+            reasons,
+            tuple(failures),
+            context.save_requests[requested:],
+            context.keep_requests[wished:],
+        )
 
     def drain(self, timeout: float | None = None) -> bool:
         """Wait until no BACKGROUND hook is queued or running; whether that came about within `timeout` s.

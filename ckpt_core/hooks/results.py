@@ -30,13 +30,14 @@ class HookOutcome:
     """What the hooks of one event had to say. BACKGROUND hooks, which are yet to run, have no part in it.
 
     `reasons` are those of the veto, each as `hook name: reason`. `save_requests` are the reasons for which
-    a save was asked for.
+    a save was asked for, `keep_requests` step, tag and reason of each checkpoint that is to be kept.
     """
 
     vetoed: bool = False
     reasons: tuple[str, ...] = ()
     failures: tuple[HookFailure, ...] = ()
     save_requests: tuple[str, ...] = ()
+    keep_requests: tuple[tuple[int, str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,7 +135,10 @@ class Saver:
         self._base, self._parent, self._committed = committed.manifest, committed.manifest.id, committed
         checkpoint = committed.checkpoint(tags=self._tagged(request, committed.manifest.id))
         self.workspace.index.tell(lambda catalog: catalog.put_checkpoint(checkpoint, committed.packs))
-        self.workspace.audit("save", checkpoint.id, "done", experiment=self.experiment, step=request.step)
+        why = {"reason": request.reason} if request.reason else {}
+        self.workspace.audit(
+            "save", checkpoint.id, "done", experiment=self.experiment, step=request.step, **why
+        )
         _log.info(
             "saved step %d as %s: %d bytes, %d newly written",
             checkpoint.step, checkpoint.id, checkpoint.logical_bytes, checkpoint.written_bytes,

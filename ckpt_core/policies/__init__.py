@@ -7,6 +7,9 @@ forgetting that of maintenance. `SavePolicyHook` carries a save policy to the tr
 from __future__ import annotations
 
 from ckpt_core.policies.capacity import KeepWithinBytes, parse_bytes
+from ckpt_core.policies.learning_rate import OnLearningRateDrop
+from ckpt_core.policies.loss import OnLossSpike
+from ckpt_core.policies.metric import OnImprovement, OnPlateau
 from ckpt_core.policies.overhead import WithinOverhead
 from ckpt_core.policies.retention import (
     KeepAll,
@@ -24,13 +27,14 @@ from ckpt_core.policies.save import (
     EveryEpochs,
     EveryMinutes,
     EverySteps,
+    Keep,
     Never,
-    OnImprovement,
     Progress,
     SavePolicy,
     save_policy_from,
 )
 from ckpt_core.policies.save_hook import SavePolicyHook
+from ckpt_core.policies.signals import OnSignal
 from ckpt_core.policies.thinning import KeepEvery, KeepSpaced
 
 __all__ = [
@@ -38,6 +42,7 @@ __all__ = [
     "EveryEpochs",
     "EveryMinutes",
     "EverySteps",
+    "Keep",
     "KeepAll",
     "KeepBest",
     "KeepEvery",
@@ -48,6 +53,10 @@ __all__ = [
     "LastingPolicy",
     "Never",
     "OnImprovement",
+    "OnLearningRateDrop",
+    "OnLossSpike",
+    "OnPlateau",
+    "OnSignal",
     "Progress",
     "RetentionContext",
     "RetentionPolicy",

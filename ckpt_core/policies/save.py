@@ -1,31 +1,47 @@
-"""When to save: the contract of save policies, what they judge by, and the policies themselves.
+"""When to save: the contract of save policies, what they judge by, and the policies by steps, epochs and time.
 
-Pure and stateless: what has happened so far comes in as `Progress`, kept up by `SavePolicyHook`.
+Pure: what has happened so far comes in as `Progress`, kept up by `SavePolicyHook`. What a policy wants to remember it
+says by `observe`, and finds in `Progress.memory`; that is saved with each checkpoint and put back by a resume.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 from ckpt_core.errors import UsageError
 from ckpt_core.hooks import HookEvent
-from ckpt_core.policies.arguments import Mode, check_count, check_mode, check_quantity, named
+from ckpt_core.policies.arguments import check_count, check_quantity, named
 
 __all__ = [
     "AnyOf",
     "EveryEpochs",
     "EveryMinutes",
     "EverySteps",
+    "Keep",
+    "Memory",
     "Never",
-    "OnImprovement",
     "Progress",
     "SavePolicy",
+    "kept",
+    "remembered",
     "save_policy_from",
 ]
+
+
+Memory = Mapping[str, Any]
+"""What a policy remembers from one event to the next: plain values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """A wish besides saves: that the newest checkpoint of step `step` or before be kept for good, and tagged."""
+
+    step: int
+    tag: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +52,9 @@ class Progress:
     `last_saved_epoch` is the epoch whose end was saved last; the other two `last_saved_*` are of the last
     save of any kind. `lowest` and `highest` hold the extremes of each metric among what was saved in this
     lineage. `saving`: a save is being made. `save_cost`: by how much one holds training up, once that is known.
+    `loss` is that of the step just made, and `learning_rate` what the next one will use; both only for a policy that
+    `reads` them, where the training tells. `signals`: those received since the last event, for a policy that names
+    them. `memory`: what the policy has said that it wants to remember.
     """
 
     event: HookEvent
@@ -52,13 +71,24 @@ class Progress:
     highest: Mapping[str, float] = field(default_factory=dict)
     saving: bool = False
     save_cost: timedelta | None = None
+    loss: float | None = None
+    learning_rate: float | None = None
+    signals: tuple[str, ...] = ()
+    memory: Memory = field(default_factory=dict)
 
 
 class SavePolicy(Protocol):
-    """A reason to save. Pure: the same progress gives the same answer."""
+    """A reason to save. Pure: the same progress gives the same answer.
+
+    A policy may have more than `wants`: `observe(progress)` gives what it will remember after this event, and is asked
+    just before `wants`, which then finds it in `progress.memory`; `keeps(progress)` gives a `Keep` or None. `reads`:
+    the facts that it needs of those that cost something, `"loss"`, `"learning_rate"`; `signals`: names of signals that
+    it wants to hear of.
+    """
 
     def wants(self, progress: Progress) -> str | None:
-        """Why a checkpoint should be saved now, or None. Asked at STEP_END, EPOCH_END, EVALUATE_END."""
+        """Why a checkpoint should be saved now, or None. Asked at STEP_END, EPOCH_END, EVALUATE_END; one that reads
+        the learning rate also when that has changed."""
         ...
 
 
@@ -127,37 +157,6 @@ class EveryMinutes(_Combinable):
 
 
 @dataclass(frozen=True, slots=True)
-class OnImprovement(_Combinable):
-    """When a metric is better, by more than `min_delta`, than the best value saved so far.
-
-    The first value counts as an improvement; one that is not finite never does.
-    """
-
-    metric: str
-    mode: Mode = "min"
-    min_delta: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.metric, str) or not self.metric:
-            raise UsageError(
-                f'OnImprovement.metric is {self.metric!r}; name a metric, as "val_loss"',
-                argument="OnImprovement.metric",
-            )
-        check_mode("OnImprovement.mode", self.mode)
-        check_quantity("OnImprovement.min_delta", self.min_delta, zero=True)
-
-    def wants(self, progress: Progress) -> str | None:
-        value = progress.metrics.get(self.metric, math.nan)
-        if not math.isfinite(value):
-            return None
-        best = (progress.lowest if self.mode == "min" else progress.highest).get(self.metric)
-        if best is None:
-            return f"first {self.metric}: {value:.6g}"
-        gain = best - value if self.mode == "min" else value - best
-        return f"{self.metric} improved from {best:.6g} to {value:.6g}" if gain > self.min_delta else None
-
-
-@dataclass(frozen=True, slots=True)
 class Never(_Combinable):
     """Never: for those who call `save` themselves."""
 
@@ -180,8 +179,48 @@ class AnyOf(_Combinable):
         object.__setattr__(self, "policies", tuple(flat))
 
     def wants(self, progress: Progress) -> str | None:
-        reasons = [reason for policy in self.policies if (reason := policy.wants(progress))]
+        reasons = [
+            reason for policy in self.policies if (reason := policy.wants(self._seen_by(policy, progress)))
+        ]
         return "; ".join(dict.fromkeys(reasons)) or None
+
+    def observe(self, progress: Progress) -> Memory:
+        # By what each policy is, not by its place: another one beside it takes nothing from its memory.
+        return {
+            repr(policy): memory
+            for policy in self.policies
+            if (memory := remembered(policy, self._seen_by(policy, progress)))
+        }
+
+    def keeps(self, progress: Progress) -> Keep | None:
+        """The first wish that one of them has."""
+        found = (kept(policy, self._seen_by(policy, progress)) for policy in self.policies)
+        return next((keep for keep in found if keep is not None), None)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset().union(*(getattr(policy, "reads", ()) for policy in self.policies))
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        named = (name for policy in self.policies for name in getattr(policy, "signals", ()))
+        return tuple(dict.fromkeys(named))
+
+    @staticmethod
+    def _seen_by(policy: SavePolicy, progress: Progress) -> Progress:
+        return replace(progress, memory=progress.memory.get(repr(policy), {}))
+
+
+def remembered(policy: SavePolicy, progress: Progress) -> Memory:
+    """What a policy remembers after this event; nothing, if it is one without a memory."""
+    observe: Callable[[Progress], Memory] | None = getattr(policy, "observe", None)
+    return {} if observe is None else observe(progress)
+
+
+def kept(policy: SavePolicy, progress: Progress) -> Keep | None:
+    """What a policy wants to be kept, if it is one that has such wishes."""
+    keeps: Callable[[Progress], Keep | None] | None = getattr(policy, "keeps", None)
+    return None if keeps is None else keeps(progress)
 
 
 def save_policy_from(

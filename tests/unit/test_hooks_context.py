@@ -17,7 +17,7 @@ def test_events_are_those_of_the_design():
         *("TRAIN_BEGIN", "EPOCH_BEGIN", "STEP_END", "EVALUATE_END", "EPOCH_END", "TRAIN_END"),
         *("TRAIN_FAILED", "PREEMPTED", "BEFORE_SAVE", "AFTER_STAGE", "AFTER_SAVE", "SAVE_FAILED", "NEW_BEST"),
         *("BEFORE_LOAD", "AFTER_LOAD", "LOAD_FAILED", "BEFORE_DELETE", "AFTER_DELETE"),
-        *("CORRUPTION_FOUND", "AFTER_REPAIR"),
+        *("CORRUPTION_FOUND", "AFTER_REPAIR", "LEARNING_RATE_CHANGED"),
     }
     assert all(event.value == event.name.lower() for event in HookEvent)
 
