@@ -214,6 +214,7 @@ class Session:
         preemption signal the save is durable before this goes on, and then the earlier handler of the signal
         is called, which may end the process.
         """
+        self._watch_rate()
         if self.preempted is not None:
             self._preempt(self.preempted, step, epoch, capture)
             return None

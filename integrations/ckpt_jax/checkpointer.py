@@ -25,7 +25,7 @@ from ckpt_jax.codec import Held, is_key
 from ckpt_jax.data import Feed
 from ckpt_jax.loading import Reading, read
 from ckpt_jax.position import Position
-from ckpt_jax.pytrees import as_state, donated
+from ckpt_jax.pytrees import as_state, donated, injected_rate
 from ckpt_jax.shards import prefetch
 from ckpt_jax.weights import Renames, part_of, with_weights
 
@@ -110,6 +110,8 @@ class JaxCheckpointer:
         self._moment: dict[str, Any] | None = None
         self._depth = 0
         self._donates: bool | None = None
+        self._told_rate: Any = None
+        self.session.learning_rate = self._learning_rate
 
     # -- beginning and end ------------------------------------------------------------------------
 
@@ -279,6 +281,7 @@ class JaxCheckpointer:
         before, self._state = self._state, state
         self._at.step += 1
         self._moment = None
+        self._told_rate = metrics.get("learning_rate")
         self.session.step_end(self.global_step, self.epoch, metrics)
         if self._donates is None or self.session.due:
             self._donates = donated(before, state)
@@ -313,6 +316,11 @@ class JaxCheckpointer:
             self.session.safe_point(
                 self.global_step, self.epoch, partial(self._captured, moment), finished=finished
             )
+
+    def _learning_rate(self) -> float | None:
+        """As the loop tells it among its metrics, or else as optax's `inject_hyperparams` has it in the state."""
+        rate = injected_rate(self._state) if self._told_rate is None else self._told_rate
+        return None if rate is None else float(rate)
 
     def _capture_last(self) -> dict[str, Any]:
         """The end of the last step: before the batch was fetched that is being worked on, if one is."""

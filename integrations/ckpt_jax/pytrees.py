@@ -16,7 +16,7 @@ from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
 from ckpt_core.tree.nodes import child_path, key_component
 
-__all__ = ["as_state", "donated", "fill"]
+__all__ = ["as_state", "donated", "fill", "injected_rate"]
 
 Leaf = Callable[[str | None, Any, Any], Any]
 """Called with the path, what is in `like`, and what was saved; returns what is to stand there."""
@@ -84,6 +84,17 @@ def donated(old: Any, new: Any) -> bool | None:
         return True
     kept = {id(leaf) for leaf in after}
     return None if not before or all(id(leaf) in kept for leaf in before) else False
+
+
+def injected_rate(tree: Any) -> float | None:
+    """The learning rate that the last step was made with, where optax's `inject_hyperparams` keeps it in the state."""
+
+    def holds(node: Any) -> bool:
+        return "learning_rate" in (getattr(node, "hyperparams", None) or ())
+
+    found = (each for each in jax.tree_util.tree_leaves(tree, is_leaf=holds) if holds(each))
+    rates = [float(each.hyperparams["learning_rate"]) for each in found]
+    return max(rates, default=None)
 
 
 def _parts(node: Any) -> tuple[list[Any], list[Any], Any] | None:

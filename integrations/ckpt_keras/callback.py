@@ -22,6 +22,7 @@ from ckpt_core.session import Resumption
 from ckpt_keras.dialect import mode_of, retention_of, save_policy_of
 from ckpt_keras.feeds import ResumeData
 from ckpt_keras.loop import FitWatch
+from ckpt_keras.losses import learning_rate_of
 from ckpt_keras.weights import load_weights
 
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ class CheckpointCallback(Callback):
 
     def _begin(self, watch: FitWatch) -> None:
         self._session = Session(self.manager, signals=self._signal_numbers)
+        self._session.learning_rate = lambda: learning_rate_of(watch.model)
         resumption = self._session.resume(self._resume)
         policies = [each for each in self.manager.hooks.hooks() if isinstance(each, SavePolicyHook)]
         if not any(each.policy is self.policy for each in policies):

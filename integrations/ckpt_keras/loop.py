@@ -21,6 +21,7 @@ from ckpt_core import Session, UsageError
 from ckpt_keras.companions import Companions
 from ckpt_keras.evaluation import Evaluation
 from ckpt_keras.feeds import ResumeData
+from ckpt_keras.losses import BatchLoss
 from ckpt_keras.passes import Passes
 from ckpt_keras.rng import capture_rng, host_streams, restore_rng
 from ckpt_keras.state import capture_model, restore_model, values_are_there
@@ -65,6 +66,7 @@ class FitWatch:
         self._pending: State | None = None
         self._nothing_to_do = self._begun = self._over = self._untold = False
         self._moment: dict[str, Any] = {}
+        self._loss = BatchLoss()
         self._evaluation = Evaluation(self.model, found, type(self._iterator))
         self._passes = Passes(self._iterator, resume_data)
         self._companions: Companions | None = None
@@ -99,6 +101,7 @@ class FitWatch:
         self._chosen, self._pending = participant, state
         self._step = participant.session.resumption.step
         self._epoch, self._batch = state["loop"]["epoch"], state["data"]["batch"]
+        self._loss = BatchLoss(*state["loop"].get("loss", ()))
         complete = participant.session.resumption.kind == "complete"
         self._nothing_to_do = complete and self._epochs <= state["loop"]["asked"]
         self.model._initial_epoch = _Epoch(self._epochs if self._nothing_to_do else self._epoch)
@@ -165,8 +168,9 @@ class FitWatch:
     def batch_ended(self, logs: Any) -> None:
         """The callbacks were told of the batches that `count` has counted."""
         metrics, self._untold = _numbers(logs), False
+        loss = self._loss.note(metrics.get("loss"), self._batch)
         for each in self._participants:
-            each.session.step_end(self._step, self._epoch, metrics)
+            each.session.step_end(self._step, self._epoch, metrics, loss=lambda: loss)
 
     def evaluated(self, logs: Any) -> None:
         """An evaluation within the fit is over."""
@@ -180,6 +184,7 @@ class FitWatch:
         for each in self._participants:
             each.session.epoch_end(self._step, epoch, metrics)
         self._batch, self._epoch = 0, epoch + 1
+        self._loss = BatchLoss()
         self._passes.known = True
         if not self.model.stop_training and self._epoch < self._epochs:  # or else the end of training follows
             self._safe_point("epoch")
@@ -303,6 +308,7 @@ class FitWatch:
                     "boundary": "batch" if within else "epoch",
                     "epoch": self._epoch,
                     "asked": self._epochs,
+                    "loss": self._loss.state,
                 },
                 "data": self._passes.capture(self._batch, boundary),
                 "callbacks": self._companions.capture(),

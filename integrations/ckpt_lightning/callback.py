@@ -218,7 +218,7 @@ class CallbackBehaviour:
         # To read a metric waits for the device; so as often as Lightning's own loggers, and no more.
         every = trainer.log_every_n_steps
         metrics = results.fresh(trainer) if every and step % every == 0 else {}
-        self._participant.step_end(step, trainer.current_epoch, metrics)
+        self._participant.step_end(step, trainer.current_epoch, metrics, lambda: results.loss_of(outputs))
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """A validation may be of averaged weights, which change places with the others for as long as it takes."""

@@ -14,6 +14,7 @@ from ckpt_core.opening import ManagerSource
 from ckpt_core.policies import SavePolicy, SavePolicyHook
 from ckpt_lightning.ranks import Follower, Ranks, SharedSignals
 from ckpt_torch.lazy import LazyParameters, Staging
+from ckpt_torch.rates import learning_rate_of
 from ckpt_torch.weights import load_weights
 
 __all__ = ["Participant"]
@@ -65,6 +66,7 @@ class Participant:
         if ranks.leads:
             self.session = Session(self.manager, signals=SharedSignals(ranks, self._signals))
             self.session.lazy = self._lazy = LazyParameters.chosen(self._staging, optimizers)
+            self.session.learning_rate = lambda: learning_rate_of(optimizers())
         else:
             self.session = Follower(ranks, self._signals)
 
@@ -129,10 +131,12 @@ class Participant:
             return session.due
         return session.manager.on_save_error == "stop" and bool(session.manager.failures)
 
-    def step_end(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
+    def step_end(
+        self, step: int, epoch: int, metrics: Mapping[str, float], loss: Callable[[], float | None]
+    ) -> None:
         """A step was made."""
         self.step = step
-        self.live.step_end(step, epoch, metrics)
+        self.live.step_end(step, epoch, metrics, loss=loss)
 
     def settle(self) -> None:
         """What comes now may change weights otherwise than by a step: returns when all is copied."""

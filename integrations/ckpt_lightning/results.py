@@ -18,6 +18,7 @@ __all__ = [
     "capture_metric",
     "capture_module",
     "fresh",
+    "loss_of",
     "metrics_of",
     "restore_logged",
     "restore_metric",
@@ -41,6 +42,12 @@ def fresh(trainer: Any) -> dict[str, float]:
     """
     logged = trainer._logger_connector.metrics["callback"]
     return {name: float(value) for name, value in logged.items()}
+
+
+def loss_of(outputs: Any) -> float | None:
+    """The loss of a batch, as `training_step` gave it. To read it waits for the device."""
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+    return float(loss) if isinstance(loss, torch.Tensor) and loss.numel() == 1 else None
 
 
 def capture_logged(trainer: Any) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from ckpt_torch.lazy import LazyParameters, Staging
 from ckpt_torch.leaving import LoopLeftError, left_by_choice
 from ckpt_torch.loader import ResumeData, TrackedLoader
 from ckpt_torch.loop import Ends, Loop
+from ckpt_torch.rates import learning_rate_of
 from ckpt_torch.training import Training, tracked
 from ckpt_torch.views import Epochs, LoopLoader
 from ckpt_torch.weights import start_from
@@ -114,6 +115,7 @@ class TorchCheckpointer:
         try:
             self.session = Session(self.manager, signals=signals)
             self.session.lazy = self._lazy
+            self.session.learning_rate = lambda: learning_rate_of(self._training.optimizers())
             ends = Ends(self._begin, self._over, self._left, self._fail)
             self._loop = Loop(self._training, self.session, ends)
             resumption = self.session.resume(resume)

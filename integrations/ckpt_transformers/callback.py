@@ -192,7 +192,7 @@ class CheckpointCallback(TrainerCallback):
         """STEP_END."""
         watch, session = self._watch, self.participant.session
         if watch is not None and session is not None:
-            session.step_end(state.global_step, watch.epoch)
+            session.step_end(state.global_step, watch.epoch, loss=watch.loss)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Metrics of this step; those of an evaluation come with its own event."""

@@ -18,6 +18,7 @@ from ckpt_core.opening import ManagerSource
 from ckpt_core.policies import SavePolicy, SavePolicyHook
 from ckpt_torch.lazy import LazyParameters, Staging
 from ckpt_torch.loader import ResumeData
+from ckpt_torch.rates import learning_rate_of
 from ckpt_transformers import dialect
 from ckpt_transformers.folder import small_files
 from ckpt_transformers.ingestion import read_folder
@@ -112,6 +113,7 @@ class Participant:
         """
         session = self.session = Session(self.manager, signals=self.signals)
         session.lazy = self._lazy = LazyParameters.chosen(self.staging, lambda: optimizers_of(self.trainer))
+        session.learning_rate = lambda: learning_rate_of(optimizers_of(self.trainer))
         self._folder = None
         if folder is not None:
             session.resume(None)

@@ -65,6 +65,7 @@ class LoopWatch:
         self._rng: Mapping[str, Any] | None = None
         self._iterator: Any = None
         self._moment: dict[str, Any] | None = None
+        self._losses: list[Any] = []
         self._seconds = 0.0
         self._begun = clock.monotonic()
         self.nothing_to_do = False
@@ -78,6 +79,7 @@ class LoopWatch:
             "_init_training_state": self._init_state, "_prepare_for_training": self._prepare,
             "_run_epoch": self._run_epoch, "get_batch_samples": self._fetch, "_load_rng_state": self._load_rng,
             "_finalize_training": self._finalize, "get_eval_dataloader": self._eval_loader,
+            "training_step": self._train_on,
         })  # fmt: skip
 
     def remove(self) -> None:
@@ -249,9 +251,19 @@ class LoopWatch:
         if self._rng is None:  # else what was resumed is not complete before the first batch is there
             self._note_moment(epoch=self.epoch, batches=data.consumed)
             self._owner.safe_point()
+        self._losses.clear()
         batches, items = self._overrides.original("get_batch_samples")(self._iterator, count, device)
         data.consumed += len(batches)
         return batches, items
+
+    def _train_on(self, *args: Any, **kwargs: Any) -> Any:
+        loss = self._overrides.original("training_step")(*args, **kwargs)
+        self._losses.append(loss)  # what Trainer logs is smoothed, and leaves out what is NaN
+        return loss
+
+    def loss(self) -> float | None:
+        """That of the update just made, of all its batches. To read it waits for the device."""
+        return sum(float(each) for each in self._losses) if self._losses else None
 
     def _eval_loader(self, dataset: Any = None) -> Any:
         loader = self._overrides.original("get_eval_dataloader")(dataset)

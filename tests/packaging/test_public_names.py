@@ -46,6 +46,10 @@ EXPECTED = {
     "EverySteps",
     "Never",
     "OnImprovement",
+    "OnLearningRateDrop",
+    "OnLossSpike",
+    "OnPlateau",
+    "OnSignal",
     "WithinOverhead",
     # what to keep
     "KeepAll",

@@ -108,7 +108,7 @@ def policies():
 
 
 def test_there_are_policies_to_look_for():
-    assert len(policies()) == 14
+    assert len(policies()) == 18
 
 
 @pytest.mark.parametrize("policy", policies(), ids=lambda policy: policy.__name__)
