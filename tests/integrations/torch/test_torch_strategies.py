@@ -29,6 +29,7 @@ from ckpt_core import (
     hook,
 )
 from ckpt_torch import TorchCheckpointer
+from contract.strategies import EXPERIMENT, check_all_events, reasons
 
 BATCH = 128
 PER_EPOCH = 12  # of 1,500 images
@@ -58,8 +59,8 @@ class Digits:
 
     def checkpointer(self, root: Path, **options: Any) -> TorchCheckpointer:
         return TorchCheckpointer(
-            root, experiment="digits", model=self.model, optimizer=self.optimizer, scheduler=self.scheduler,
-            loader=self.loader, **options,
+            root, model=self.model, optimizer=self.optimizer, scheduler=self.scheduler, loader=self.loader,
+            **{"experiment": EXPERIMENT, **options},
         )  # fmt: skip
 
     def run(self, root: Path, epochs: int, each_step: Any = None, **options: Any) -> None:
@@ -86,16 +87,15 @@ class Digits:
             return (self.model(self.unseen).argmax(1) == self.truth).float().mean().item()
 
 
-def saved(root: Path) -> list[tuple[int, str]]:
-    """Step and reason of every checkpoint, as their manifests tell."""
-    with CheckpointManager(root, experiment="digits") as manager:
-        manifests = (manager.workspace.repository.read(each.key).manifest for each in manager.checkpoints())
-        return [(manifest.step, manifest.writer["reason"]) for manifest in manifests]
+def test_every_event_reaches_hooks(digits: Any, tmp_path: Path) -> None:
+    check_all_events(
+        lambda root, **options: Digits(digits).run(root, 2, metric="val_loss", **options), tmp_path
+    )
 
 
 def test_before_and_after_the_learning_rate_drops(digits: Any, tmp_path: Path) -> None:
     Digits(digits).run(tmp_path / "s", 5, save_policy=OnLearningRateDrop(settle=5))
-    assert saved(tmp_path / "s") == [
+    assert reasons(tmp_path / "s") == [
         (36, "before the learning rate drops from 0.1 to 0.01"),
         (41, "5 steps after the learning rate dropped from 0.1 to 0.01"),
         (60, "end of training"),
@@ -103,7 +103,7 @@ def test_before_and_after_the_learning_rate_drops(digits: Any, tmp_path: Path) -
     # What was saved before it has made no step with the lower rate: as a training without any drop comes by.
     straight = Digits(digits, gamma=1.0)
     straight.run(tmp_path / "straight", 3, save_policy=Never())
-    with CheckpointManager(tmp_path / "s", experiment="digits") as manager:
+    with CheckpointManager(tmp_path / "s", experiment=EXPERIMENT) as manager:
         before = manager.load("step=36", framework="torch")
     assert all(
         torch.equal(before["model"][name], value) for name, value in straight.model.state_dict().items()
@@ -119,7 +119,7 @@ def test_a_schedule_by_steps_is_seen_as_well(digits: Any, tmp_path: Path) -> Non
             run.optimizer.param_groups[0]["lr"] = 0.001
 
     run.run(tmp_path / "s", 3, lower, save_policy=OnLearningRateDrop(settle=0))
-    assert saved(tmp_path / "s")[0] == (20, "before the learning rate drops from 0.1 to 0.001")
+    assert reasons(tmp_path / "s")[0] == (20, "before the learning rate drops from 0.1 to 0.001")
 
 
 def explode(run: Digits, step: int) -> None:
@@ -138,7 +138,7 @@ def test_a_loss_that_explodes_has_the_last_good_kept(digits: Any, tmp_path: Path
         metric="loss",
     )
     assert max(run.losses.values()) > 100 * run.losses[40]
-    with CheckpointManager(tmp_path / "s", experiment="digits") as manager:
+    with CheckpointManager(tmp_path / "s", experiment=EXPERIMENT) as manager:
         good = manager.resolve("last-good")
         # The rate is 1000 for step 42, whose loss is still that of good weights; 43's is not.
         assert good.step == 40
@@ -158,7 +158,7 @@ def test_training_goes_on_from_the_last_good(digits: Any, tmp_path: Path) -> Non
     again.run(tmp_path / "s", 6, save_policy=policy, resume="last-good")
     assert min(again.losses) == 41
     assert (spoilt.accuracy() < 0.5, again.accuracy() > 0.85) == (True, True)
-    with CheckpointManager(tmp_path / "s", experiment="digits") as manager:
+    with CheckpointManager(tmp_path / "s", experiment=EXPERIMENT) as manager:
         assert manager.resolve("last-good").step == 40  # no spike this time
         assert manager.latest().attempt.number == 2  # type: ignore[union-attr]
 
@@ -171,7 +171,7 @@ def test_a_real_nan(digits: Any, tmp_path: Path) -> None:
     run = Digits(digits)
     run.run(tmp_path / "s", 3, overflow, save_policy=OnLossSpike() | EverySteps(5))
     first = next(step for step, loss in run.losses.items() if not math.isfinite(loss))
-    with CheckpointManager(tmp_path / "s", experiment="digits") as manager:
+    with CheckpointManager(tmp_path / "s", experiment=EXPERIMENT) as manager:
         good = manager.resolve("last-good")
         weights = manager.load("last-good", include="model")["model"]
     assert good.step == max(step for step in range(0, first - 1, 5))
@@ -181,7 +181,7 @@ def test_a_real_nan(digits: Any, tmp_path: Path) -> None:
 def test_where_nothing_good_is_left_it_says_so(digits: Any, tmp_path: Path, caplog: Any) -> None:
     Digits(digits).run(tmp_path / "s", 5, explode, save_policy=OnLossSpike())
     assert "no checkpoint of step 41 or before is left to be kept" in caplog.text
-    assert [step for step, _ in saved(tmp_path / "s")] == [60]
+    assert [step for step, _ in reasons(tmp_path / "s")] == [60]
 
 
 def test_a_plateau_and_improvements_with_patience(digits: Any, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_a_plateau_and_improvements_with_patience(digits: Any, tmp_path: Path) -
     # From the seventh epoch on the learning rate is next to nothing, and the loss stands.
     assert all(later < earlier for earlier, later in pairwise(values[:6]))
     assert max(values[6:]) - min(values[6:]) < 1e-3
-    found = saved(tmp_path / "s")
+    found = reasons(tmp_path / "s")
     assert [step for step, why in found if "improved from" in why or "first" in why][:2] == [12, 48]
     assert [step for step, why in found if "has not improved" in why] == [9 * PER_EPOCH]
 
@@ -207,7 +207,7 @@ def test_a_signal_saves_and_training_goes_on(digits: Any, tmp_path: Path) -> Non
 
     before = signal.getsignal(signal.SIGUSR2)
     Digits(digits).run(tmp_path / "s", 1, send, save_policy=OnSignal("SIGUSR2"))
-    assert saved(tmp_path / "s") == [(6, "SIGUSR2 received"), (12, "end of training")]
+    assert reasons(tmp_path / "s") == [(6, "SIGUSR2 received"), (12, "end of training")]
     assert signal.getsignal(signal.SIGUSR2) == before
 
 
@@ -225,11 +225,11 @@ class Stopped(Exception):
 def unbroken(digits: Any, tmp_path_factory: Any) -> tuple[list[tuple[int, str]], dict[str, Any]]:
     root = tmp_path_factory.mktemp("unbroken") / "s"
     Digits(digits).run(root, 6, save_policy=ALL, metric="val_loss")
-    return saved(root), remembered(root)
+    return reasons(root), remembered(root)
 
 
 def remembered(root: Path) -> dict[str, Any]:
-    with CheckpointManager(root, experiment="digits") as manager:
+    with CheckpointManager(root, experiment=EXPERIMENT) as manager:
         state = manager.load("latest", include="session")
     return dict(state["session"]["hooks"])
 
@@ -248,8 +248,8 @@ def test_what_policies_remember_survives_a_resume_to_the_bit(
             Digits(digits).run(tmp_path / "s", 6, fail, save_policy=ALL, metric="val_loss")
         except Stopped:
             assert stop is not None
-    reasons, memory = unbroken
-    assert saved(tmp_path / "s") == reasons  # what was lost with each stop was made again
+    wanted, memory = unbroken
+    assert reasons(tmp_path / "s") == wanted  # what was lost with each stop was made again
     assert remembered(tmp_path / "s") == memory
     assert memory["save-policy"]["memory"]
 
