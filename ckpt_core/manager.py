@@ -22,11 +22,12 @@ from ckpt_core.format.documents import Manifest
 from ckpt_core.format.hashing import Algorithm
 from ckpt_core.format.names import check_name
 from ckpt_core.format.signing import KeyFiles
-from ckpt_core.hooks import BaseHook, HookContext, HookEvent, HookManager
+from ckpt_core.hooks import BaseHook, HookContext, HookEvent
 from ckpt_core.maintenance.parity import check_percent
 from ckpt_core.model import Attempt, Checkpoint, Decision
 from ckpt_core.pipeline.attempts import AttemptKeeper, Outcome, ending
 from ckpt_core.pipeline.deferred import LazyTensors
+from ckpt_core.pipeline.hooking import HookRecord, gather
 from ckpt_core.pipeline.intake import Intake, check_count, check_step
 from ckpt_core.pipeline.library import Library
 from ckpt_core.pipeline.queue import OnBusy, SaveHandle, SaveQueue
@@ -36,9 +37,9 @@ from ckpt_core.pipeline.saving import Saver, SaveRequest
 from ckpt_core.pipeline.sole import SoleWriter, refuse_beside
 from ckpt_core.pipeline.trust import keys_of
 from ckpt_core.pipeline.workspace import Workspace
-from ckpt_core.policies import RetentionPolicy, SavePolicy, SavePolicyHook
+from ckpt_core.policies import RetentionPolicy, SavePolicy
 from ckpt_core.repository import check_options
-from ckpt_core.stores import Store
+from ckpt_core.stores import Store, open_store
 from ckpt_core.tracker.log import MetricLog, as_metrics, check_seconds, fit_for_best
 from ckpt_core.tree import flatten, registry
 
@@ -66,7 +67,8 @@ class CheckpointManager(Library):
     is. `metric` and `mode` say what *best* is.
     `save_policy` asks for saves at training events (adapters and sessions fire them); `retention` are
     policies of which any one keeps a checkpoint, and without which everything is kept; `hooks` react to
-    events. At most `max_pending` saves wait to be written; `on_busy` says what a further one does: `wait`,
+    events, and so do those of the `ckpt.toml` that `hooks_file` names, or else of one that is found (False: none).
+    At most `max_pending` saves wait to be written; `on_busy` says what a further one does: `wait`,
     `skip`, or `replace` one not begun. At most `staged_bytes` of memory hold copies of states: training waits
     for a save whose copy would not fit. `save_threads` hash while training runs (half the cores, 4 at most);
     they give way to it. `chunk_bytes` (8 MiB) and `digest` (`"sha256"`) are what a new store is made with, and
@@ -97,6 +99,7 @@ class CheckpointManager(Library):
         save_policy: SavePolicy | None = None,
         retention: Sequence[RetentionPolicy] = (),
         hooks: Iterable[BaseHook] = (),
+        hooks_file: str | os.PathLike[str] | Literal[False] | None = None,
         max_pending: int = 1,
         on_busy: OnBusy = "wait",
         staged_bytes: int | None = None,
@@ -129,11 +132,10 @@ class CheckpointManager(Library):
         configuration = plain_configuration(config)
         check_seconds(flush_seconds)
         self._queue = SaveQueue(max_pending, on_busy)
-        manager = HookManager(hooks)
-        if save_policy is not None:
-            manager.register_hook(SavePolicyHook(save_policy))
+        store = open_store(root)
+        manager = gather(hooks, store, hooks_file, save_policy)
         workspace = Workspace.open(
-            root, catalog=catalog, create=True, chunk_bytes=chunk_bytes, digest=digest, mirror=mirror
+            store, catalog=catalog, create=True, chunk_bytes=chunk_bytes, digest=digest, mirror=mirror
         )
         workspace.index.connect()
         super().__init__(workspace, experiment, manager, metric, mode, made_by)
@@ -151,7 +153,9 @@ class CheckpointManager(Library):
             workspace, experiment, manager, self._metrics.flush, self._is_best, self._retention.apply,
             compression=compression, backend=made_by, sign=own, parity=parity,
             approve=self._sole.check if self._sole else None,
+            begun=lambda: self._record.note(self._attempt, "begun"),
         )  # fmt: skip
+        self._record = HookRecord(workspace, experiment, manager)
         self._intake = Intake(self._queue, self._saver, threads=threads, staged_bytes=staged_bytes)
         self._lock = threading.RLock()
         self._attempt: Attempt | None = None
@@ -160,11 +164,7 @@ class CheckpointManager(Library):
         self.on_save_error: OnSaveError = on_save_error
         self._raised = 0
         self._process = os.getpid()
-        try:
-            manager.serve(self, self._tell_of_hook)
-        except BaseException:
-            workspace.close()
-            raise
+        self._record.serve(self)
         if self._sole is not None:  # also of a manager that nobody closed
             weakref.finalize(self, self._sole.close)
         reference = weakref.ref(self)
@@ -336,6 +336,7 @@ class CheckpointManager(Library):
             self._keeper.end(*ending(error))
             self._keeper.close()
             self.hooks.close()
+            self._record.note(self._attempt, "ended")
             for step, error in self._saver.failures:
                 _log.error("reminder: the save of step %d failed: %s", step, error)
             for step, error in self._saver.unfinished:
@@ -387,9 +388,6 @@ class CheckpointManager(Library):
         self.hooks.fire(
             HookContext(HookEvent.AFTER_STAGE, experiment=self.experiment, reason=request.reason, **facts)
         )
-
-    def _tell_of_hook(self, name: str, outcome: str, reason: str) -> None:
-        self.workspace.audit("hook", name, outcome, experiment=self.experiment, reason=reason)
 
     def _refuse_child(self) -> None:
         if self._process != os.getpid():

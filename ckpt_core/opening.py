@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
-from typing import TYPE_CHECKING, Any, TypedDict, final
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, final
 
 from ckpt_core.backends import StorageBackend
 from ckpt_core.errors import UsageError
@@ -30,6 +30,7 @@ class ManagerOptions(TypedDict, total=False):
 
     catalog: str | None
     backend: str | StorageBackend | None
+    hooks_file: str | os.PathLike[str] | Literal[False] | None
     max_pending: int | None
     on_busy: OnBusy | None
     staged_bytes: int | None

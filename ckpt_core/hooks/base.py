@@ -64,6 +64,9 @@ class BaseHook(ABC):
     retry_after: float = 60.0
     """Seconds for which it is left out; twice as long each time that it fails again, up to an hour."""
 
+    source: str = "code"
+    """Who has named it: `"code"`, `"entry point"` or `"built in"` (by `make_hook`), `"ckpt.toml"`."""
+
     def __init__(
         self,
         *,

@@ -21,13 +21,15 @@ from ckpt_core.errors import UsageError
 from ckpt_core.hooks.base import BaseHook, as_events
 from ckpt_core.hooks.events import HookPriority
 
-__all__ = ["GROUP", "Option", "installed_hooks", "make_hook", "options_of"]
+__all__ = ["COMMON", "GROUP", "Option", "installed_hooks", "is_own", "make_hook", "options_of", "shortened"]
 
 GROUP = "ckpt_core.hooks"
 """The entry-point group of hooks."""
 
 COMMON = ("name", "events", "priority", "timeout", "on_error", "max_failures", "retry_after")
 """What can be said of every hook, besides the options that its factory takes."""
+
+_LONGEST = 60
 
 
 class Option(typing.NamedTuple):
@@ -42,6 +44,11 @@ class Option(typing.NamedTuple):
 def installed_hooks() -> dict[str, EntryPoint]:
     """The hooks that are installed, by name. Nothing of theirs is imported."""
     return {entry.name: entry for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name)}
+
+
+def is_own(entry: EntryPoint) -> bool:
+    """Whether it came along with the engine."""
+    return entry.dist is not None and entry.dist.name == "ckpt-core"
 
 
 def make_hook(name: str, options: Mapping[str, Any] | None = None) -> BaseHook:
@@ -72,6 +79,7 @@ def make_hook(name: str, options: Mapping[str, Any] | None = None) -> BaseHook:
             hook=name,
         )
     made.name = name
+    made.source = "built in" if is_own(installed_hooks()[name]) else "entry point"
     for key, value in common.items():
         setattr(made, key, _common(name, key, value))
     return made
@@ -79,6 +87,13 @@ def make_hook(name: str, options: Mapping[str, Any] | None = None) -> BaseHook:
 
 def options_of(factory: Callable[..., object]) -> list[Option]:
     """What a factory takes by keyword, without what all hooks have."""
+    try:
+        parameters = inspect.signature(factory, eval_str=True).parameters.values()
+    except Exception as error:  # somebody's annotations, which may name what is not there
+        raise UsageError(
+            f"the options of {factory!r} cannot be told: {error}; give its arguments types that can be evaluated",
+            kind="hook",
+        ) from error
     return [
         Option(
             each.name,
@@ -86,7 +101,7 @@ def options_of(factory: Callable[..., object]) -> list[Option]:
             each.default,
             each.default is each.empty,
         )
-        for each in inspect.signature(factory, eval_str=True).parameters.values()
+        for each in parameters
         if each.kind in (each.KEYWORD_ONLY, each.POSITIONAL_OR_KEYWORD)
         and each.name not in (*COMMON, "condition")
     ]
@@ -98,7 +113,7 @@ def _load(name: str) -> Any:
         close = difflib.get_close_matches(name, known, 1)
         meant = f"did you mean {close[0]!r}? " if close else ""
         raise UsageError(
-            f"no hook {name!r} is installed; {meant}installed are: {', '.join(known) or 'none'}",
+            f"no hook {shortened(name)} is installed; {meant}installed are: {', '.join(known) or 'none'}",
             kind="hook",
             hook=name,
         )
@@ -125,7 +140,7 @@ def _checked(name: str, given: Mapping[str, Any], known: Mapping[str, Option]) -
         try:
             arguments[key] = msgspec.convert(value, known[key].type, dec_hook=_of_text)
         except msgspec.ValidationError as error:
-            raise _refused(name, key, f"{value!r} does not do: {error}") from error
+            raise _refused(name, key, f"{shortened(value)} does not do: {error}") from error
         except (TypeError, NotImplementedError) as error:
             raise _refused(name, key, "it can be given in code only") from error
     missing = [option.name for option in known.values() if option.required and option.name not in given]
@@ -144,13 +159,13 @@ def _common(name: str, key: str, value: Any) -> Any:
     if key == "priority":
         known = {priority.name.lower(): priority for priority in HookPriority}
         if not isinstance(value, str) or value.lower() not in known:
-            raise _refused(name, key, f"{value!r} does not do: choose one of {', '.join(known)}")
+            raise _refused(name, key, f"{shortened(value)} does not do: choose one of {', '.join(known)}")
         return known[value.lower()]
     if key == "events":
         try:
             return as_events(value if isinstance(value, str) else msgspec.convert(value, list[str]))
         except (UsageError, msgspec.ValidationError) as error:
-            raise _refused(name, key, f"{value!r} does not do: {error}") from error
+            raise _refused(name, key, f"{shortened(value)} does not do: {error}") from error
     kinds: dict[str, Any] = {
         "name": str,
         "timeout": float,
@@ -161,8 +176,16 @@ def _common(name: str, key: str, value: Any) -> Any:
     try:
         return msgspec.convert(value, kinds[key])
     except msgspec.ValidationError as error:
-        raise _refused(name, key, f"{value!r} does not do: {error}") from error
+        raise _refused(name, key, f"{shortened(value)} does not do: {error}") from error
+
+
+def shortened(value: object) -> str:
+    """A value out of a file, as a message can hold it."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 def _refused(name: str, option: str, why: str) -> UsageError:
-    return UsageError(f"hook {name!r}, option {option!r}: {why}", kind="hook", hook=name, option=option)
+    return UsageError(
+        f"hook {name!r}, option {shortened(option)}: {why}", kind="hook", hook=name, option=option
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from ckpt_core import clock
@@ -173,6 +174,19 @@ class HookManager:
             context.save_requests[requested:],
             context.keep_requests[wished:],
         )
+
+    def table(self) -> list[dict[str, Any]]:
+        """Every hook as plain values, in the order in which they run: name, source, priority, events, statistics."""
+        return [
+            {
+                "name": entry.name,
+                "source": entry.hook.source,
+                "priority": entry.priority.name.lower(),
+                "events": [event.value for event in entry.events],
+                **{key: value for key, value in asdict(entry.statistics()).items() if key != "name"},
+            }
+            for entry in sorted(self._registered, key=lambda entry: entry.order)
+        ]
 
     def drain(self, timeout: float | None = None) -> bool:
         """Wait until no BACKGROUND hook is queued or running; whether that came about within `timeout` s.

@@ -18,6 +18,7 @@ from ckpt_core.format.sealed import COMPRESSED_FORMAT
 from ckpt_core.maintenance import halfway, surroundings
 from ckpt_core.maintenance.census import packs_in
 from ckpt_core.maintenance.findings import Finding
+from ckpt_core.maintenance.hooked import left_out
 from ckpt_core.maintenance.prune import ORPHAN_SECONDS
 from ckpt_core.maintenance.wording import counted, size
 from ckpt_core.repository import References, Repository, layout
@@ -58,6 +59,7 @@ def examine(
         ("mirror", lambda: _mirror(mirror)),
         ("quarantine", lambda: _quarantine(repository)),
         ("strangers", lambda: surroundings.strangers(repository)),
+        ("hooks", lambda: left_out(open_catalog)),
         ("verified", lambda: _verified(manifests, open_catalog)),
         ("versions", surroundings.versions),
     )

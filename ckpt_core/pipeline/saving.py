@@ -66,6 +66,8 @@ class Saver:
     backend: StorageBackend | None = None
     sign: SigningKey | None = None
     approve: Callable[[], None] | None = None
+    begun: Callable[[], object] = lambda: None
+    """Called once, when the first checkpoint is there."""
     parity: int = 0
     """Percent of a pack that can be healed; its sidecar is written when the save is durable."""
     failures: list[tuple[int, BaseException]] = field(default_factory=list)
@@ -232,6 +234,7 @@ class Saver:
         """Once in a process, since it walks all of the store: what killed writers left behind."""
         if not self._swept:
             self._swept = True
+            self.begun()
             self.workspace.repository.store.sweep(_STALE_SECONDS)
 
     def _note(self, step: int, what: str, error: Exception) -> None:

@@ -34,6 +34,7 @@ class SavePolicyHook(BaseHook):
     """
 
     name = "save-policy"
+    source = "built in"
     events: tuple[HookEvent, ...] = (
         HookEvent.TRAIN_BEGIN,
         HookEvent.STEP_END,

@@ -6,6 +6,8 @@ from typing import Any
 
 import keras
 
+from ckpt_keras.codec import host_array
+
 __all__ = ["BatchLoss", "learning_rate_of"]
 
 
@@ -16,7 +18,8 @@ def learning_rate_of(model: Any) -> float | None:
         return None
     if hasattr(model, "jax_state_sync"):
         model.jax_state_sync()
-    return float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+    rate = optimizer.learning_rate
+    return float(host_array(rate.value if isinstance(rate, keras.Variable) else rate))
 
 
 class BatchLoss:

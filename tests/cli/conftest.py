@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from ckpt_core.cli.program import program
 from cli.calls import Answer, Call, make_store
 
-ENVIRONMENT = ("CKPT_STORE", "CKPT_CATALOG", "NO_COLOR", "_CKPT_COMPLETE")
+ENVIRONMENT = ("CKPT_STORE", "CKPT_CATALOG", "CKPT_CONFIG", "NO_COLOR", "_CKPT_COMPLETE")
 
 
 @pytest.fixture(scope="session")

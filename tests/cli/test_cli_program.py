@@ -44,6 +44,7 @@ CALLS = {
     "mirror": (("off",), "url"),
     "undelete": ((), "can_be_brought_back"),
     "audit": ((), "entries"),
+    "hooks": ((), "hooks"),
     "catalog": (("list",), "backups"),
     "completion": (("bash",), "script"),
 }

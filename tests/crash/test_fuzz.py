@@ -12,6 +12,7 @@ import os
 import random
 import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from ckpt_core import CkptError, clock
 from ckpt_core.format.header import BLANK, PAGE, PREFIX, SEAL_AT, read_header
 from ckpt_core.format.parity import read_parity, rebuild
 from ckpt_core.format.sealed import DIGEST_LENGTH, digest_text, seal
+from ckpt_core.hooks.configured import read_hook_file
 from ckpt_core.maintenance.chunks import damaged_chunks
 from ckpt_core.maintenance.flips import unflip_sealed
 from ckpt_core.maintenance.parity import protect_all
@@ -103,10 +105,51 @@ def scribbled(data: bytes, chance: random.Random) -> bytes:
     return bytes(out)
 
 
+CONFIG: dict[str, Any] = {
+    "hooks": [
+        {
+            "use": "tensor-health",
+            "priority": "low",
+            "timeout": 5.0,
+            "limits": [1, 2.5],
+            "deep": {"a": {"b": [1]}},
+        },
+        {"use": "event-log", "events": ["after_save", "new_best"], "enabled": False, "name": "log"},
+        {"use": "disk-space", "max_failures": 3, "retry_after": 60, "on_error": "raise"},
+    ]
+}
+
+
+def as_toml(value: Any) -> str:
+    """A document as TOML: whatever is no table becomes what TOML has for it, a number too large among them."""
+    if not isinstance(value, dict):
+        return f"x = {_inline(value)}"
+    lines = []
+    for key, inner in value.items():
+        if isinstance(inner, list) and inner and all(isinstance(each, dict) for each in inner):
+            for each in inner:
+                lines += [
+                    f"[[{json.dumps(key)}]]",
+                    *(f"{json.dumps(k)} = {_inline(v)}" for k, v in each.items()),
+                ]
+        else:
+            lines.append(f"{json.dumps(key)} = {_inline(inner)}")
+    return "\n".join(lines)
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_inline(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_inline(inner) for inner in value) + "]"
+    return "1979-05-27" if value is None else json.dumps(value)
+
+
 class Parsers:
     """A small store, and for each kind of object how to make a hostile one and what reads it."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.config = folder / "ckpt.toml"
         self.store = MemoryStore()
         self.repository = new_repository(self.store)
         state = {
@@ -191,6 +234,12 @@ class Parsers:
 
         damaged_chunks(read, read_header(read, len(data), "p"), "sha256")
 
+    def read_config(self, chance: random.Random) -> None:
+        """A `ckpt.toml`, changed in its structure or scribbled upon, and the hooks that it names made."""
+        text = as_toml(mutated(CONFIG, chance)).encode("utf-8", "replace")
+        self.config.write_bytes(scribbled(text, chance) if chance.random() < 0.3 else text)
+        read_hook_file(self.config).make_all()
+
     def read_sidecar(self, chance: random.Random) -> None:
         data = self.originals[layout.parity_key(self.pack)]
         length = int.from_bytes(data[:8], "little")
@@ -229,9 +278,9 @@ KINDS = [name for name in vars(Parsers) if name.startswith("read_")]
 
 
 @pytest.fixture
-def parsers() -> Parsers:
+def parsers(tmp_path: Path) -> Parsers:
     pytest.importorskip("zfec")
-    return Parsers()
+    return Parsers(tmp_path)
 
 
 def attempt(read: Callable[[random.Random], None], kind: str, number: int) -> bool:

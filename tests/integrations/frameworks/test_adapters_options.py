@@ -22,7 +22,7 @@ from ckpt_core import CheckpointManager, UsageError
 from ckpt_core.opening import ManagerOptions
 
 OPTIONS: dict[str, Any] = {
-    "catalog": "sqlite://", "backend": "npz", "max_pending": 3, "on_busy": "skip", "staged_bytes": 1 << 20, "save_threads": 1,
+    "catalog": "sqlite://", "backend": "npz", "hooks_file": False, "max_pending": 3, "on_busy": "skip", "staged_bytes": 1 << 20, "save_threads": 1,
     "chunk_bytes": 1 << 16, "digest": "blake3", "compression": "zstd", "parity": 10,
     "mirror": "memory://mirror-of-adapters", "exclusive": True, "on_save_error": "raise",
 }  # fmt: skip

@@ -40,6 +40,7 @@ class Lower(keras.callbacks.Callback):
             self.model.optimizer.learning_rate = 0.001
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras' own scheduler
 @pytest.mark.parametrize("how", ["schedule", "epoch-begin", "epoch-end"])
 def test_before_and_after_the_learning_rate_drops(how: str, tmp_path: Path) -> None:
     callbacks = {"epoch-begin": [keras.callbacks.LearningRateScheduler(lower)], "epoch-end": [Lower()]}.get(
