@@ -11,7 +11,6 @@ import os
 import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
-from urllib.parse import quote
 
 from sqlalchemy import make_url
 
@@ -24,6 +23,7 @@ BACKUPS = "backups"
 KEEP = 5
 """So many of the newest are kept."""
 
+_STALE_SECONDS = 3600.0
 _log = logging.getLogger("ckpt_core.catalog")
 
 
@@ -38,10 +38,11 @@ def file_of(url: str) -> Path:
     return Path(os.path.abspath(str(found.database)))
 
 
-def back_up(path: Path, reason: str) -> Path:
+def back_up(path: Path, reason: str, *, spare: Path | None = None) -> Path:
     """A copy of the SQLite file, durable when this returns, by SQLite's online backup: others may go on writing.
 
-    `reason` becomes a part of its name. Raises CatalogError (kind `backup`); then no older copy is touched.
+    `reason` becomes a part of its name. `spare`: an older copy that stays, also where it is one too many. Raises
+    CatalogError (kind `backup`); then no older copy is touched.
     """
     folder = path.parent / BACKUPS
     name = f"{path.stem}-{reason}-{clock.now():%Y%m%dT%H%M%S%fZ}.db"
@@ -55,6 +56,7 @@ def back_up(path: Path, reason: str) -> Path:
         _flush(partial)
         os.replace(partial, final)
         _flush(folder)
+        _remove_left(path, final.stat().st_mtime - _STALE_SECONDS)
     except (OSError, sqlite3.Error) as error:
         with suppress(OSError):
             partial.unlink()
@@ -65,8 +67,9 @@ def back_up(path: Path, reason: str) -> Path:
             url=str(path),
         ) from error
     for old in backups_of(path)[KEEP:]:
-        with suppress(OSError):
-            old.unlink()
+        if old != spare:
+            with suppress(OSError):
+                old.unlink()
     return final
 
 
@@ -88,24 +91,24 @@ def restore(path: Path, name: str | None = None) -> Path:
     open: they see the old contents or the new. Raises NotFoundError, CatalogError.
     """
     chosen = _chosen(path, name)
-    with closing(sqlite3.connect(f"file:{quote(str(chosen))}?mode=ro", uri=True)) as source:
+    # Immutable: a copy knows write-ahead logging, too, and its helper files need room that may not be there.
+    with closing(sqlite3.connect(f"{chosen.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as source:
         _check(source, chosen)
         try:
             if path.exists():
-                back_up(path, "restore")
+                back_up(path, "restore", spare=chosen)
             with closing(sqlite3.connect(path, timeout=30)) as target:
                 source.backup(target)
+            _flush(path)
+        except (OSError, sqlite3.OperationalError) as error:  # it is held, or there is no room
+            raise CatalogError(
+                f"the catalog {path} cannot be written ({error}): try again", kind="locked", url=str(path)
+            ) from error
         except (CatalogError, sqlite3.DatabaseError) as error:
-            if isinstance(error, CatalogError) and not isinstance(error.__cause__, sqlite3.DatabaseError):
+            cause = error.__cause__ if isinstance(error, CatalogError) else error
+            if not isinstance(cause, sqlite3.DatabaseError) or isinstance(cause, sqlite3.OperationalError):
                 raise
-            if isinstance(error, sqlite3.OperationalError):  # somebody holds it: it is not damaged
-                raise CatalogError(
-                    f"the catalog {path} cannot be written ({error}): try again", kind="locked", url=str(path)
-                ) from error
-            move_aside(path)
-            with closing(sqlite3.connect(path)) as target:
-                source.backup(target)
-    _flush(path)
+            _take_the_place(source, path)
     return chosen
 
 
@@ -135,6 +138,27 @@ def _check(source: sqlite3.Connection, chosen: Path) -> None:
         )
 
 
+def _take_the_place(source: sqlite3.Connection, path: Path) -> None:
+    """Puts a copy in the place of a damaged catalog, which is moved aside when the copy is durable."""
+    partial = path.parent / BACKUPS / f".{path.stem}-{clock.now():%Y%m%dT%H%M%S%fZ}.partial"
+    try:
+        with closing(sqlite3.connect(partial)) as copy:
+            source.backup(copy)
+        _flush(partial)
+        move_aside(path)
+        os.replace(partial, path)
+        _flush(path.parent)
+    except (OSError, sqlite3.Error) as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise CatalogError(
+            f"the damaged catalog {path} could not be replaced ({error}): make room or give write permission "
+            "there, then try again",
+            kind="backup",
+            url=str(path),
+        ) from error
+
+
 def move_aside(path: Path) -> None:
     """Takes an SQLite file that is past use out of the way; it is kept among the backups. Raises OSError."""
     (path.parent / BACKUPS).mkdir(exist_ok=True)
@@ -143,6 +167,14 @@ def move_aside(path: Path) -> None:
         with suppress(FileNotFoundError):
             os.replace(f"{path}{suffix}", path.parent / BACKUPS / f"damaged-{stamp}-{path.name}{suffix}")
     _log.warning("the damaged catalog %s was moved to %s", path, path.parent / BACKUPS)
+
+
+def _remove_left(path: Path, limit: float) -> None:
+    """Removes what backups left behind that were killed: not written to since `limit`, by the clock of the disk."""
+    for left in (path.parent / BACKUPS).glob(f".{path.stem}-*.partial*"):
+        with suppress(OSError):
+            if left.stat().st_mtime < limit:
+                left.unlink()
 
 
 def _flush(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import shutil
@@ -74,6 +75,18 @@ class PowerDisk:
             pytest.skip(f"this kernel cannot stop a file system: {error}")
         finally:
             os.close(fd)
+        self.remount()
+
+    def sync(self) -> None:
+        """Makes all that is there durable."""
+        fd = os.open(self.root, os.O_RDONLY)
+        try:
+            ctypes.CDLL(None).syncfs(fd)
+        finally:
+            os.close(fd)
+
+    def remount(self) -> None:
+        """Mounts what is on the disk, after somebody has cut the power."""
         _unmount(self.root)
         self._mount()
 

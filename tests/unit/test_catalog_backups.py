@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from ckpt_core import CatalogError, CheckpointManager, NotFoundError
 from ckpt_core.catalog import Catalog, backups
 from ckpt_core.pipeline.workspace import Workspace
+from contract.mounts import small_disk
 
 STATE = {"w": np.arange(100.0)}
 
@@ -120,6 +123,49 @@ def test_by_name(path: Path) -> None:
     assert backups.restore(path, first.name) == first
     with pytest.raises(NotFoundError, match="there are"):
         backups.restore(path, "../../etc/passwd")
+
+
+def test_what_is_put_back_is_not_rotated_away(path: Path) -> None:
+    first = backups.back_up(path, "first")
+    for number in range(backups.KEEP - 1):
+        backups.back_up(path, f"n{number}")
+    assert backups.restore(path, first.name) == first
+    assert first.exists()
+    backups.back_up(path, "later")
+    assert not first.exists()
+
+
+def test_what_a_killed_backup_left_goes_with_a_later_one(path: Path) -> None:
+    folder = path.parent / backups.BACKUPS
+    folder.mkdir()
+    old, young = folder / ".catalog-prune-1Z.db.partial", folder / ".catalog-prune-2Z.db.partial-journal"
+    for left in (old, young):
+        left.write_bytes(b"half")
+    os.utime(old, (1e9, 1e9))
+    copy = backups.back_up(path, "manual")
+    assert sorted(folder.iterdir()) == [young, copy]
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_full_disk_does_not_cost_the_catalog(root: Path, path: Path, tmp_path: Path, damaged: bool) -> None:
+    before = events(path)
+    backups.back_up(path, "manual")
+    with small_disk(tmp_path / "disk", "2m") as disk:
+        moved = disk / "catalog.db"
+        shutil.copytree(path.parent / backups.BACKUPS, disk / backups.BACKUPS)
+        shutil.copy(path, moved)
+        if damaged:
+            moved.write_bytes(b"x" * moved.stat().st_size)
+        found = moved.read_bytes()
+        ballast = disk / "ballast"
+        with pytest.raises(OSError, match="No space"):
+            ballast.write_bytes(bytes(3 << 20))
+        with pytest.raises(CatalogError, match="try again"):
+            backups.restore(moved)
+        assert moved.read_bytes() == found
+        ballast.unlink()
+        backups.restore(moved)
+        assert events(moved) == before
 
 
 def test_where_no_copy_can_be_made_a_prune_goes_on(root: Path, path: Path, caplog: Any) -> None:
