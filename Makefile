@@ -24,11 +24,12 @@ SNIPPETS := tests/packaging/test_snippets.py tests/packaging/test_benchmarks.py
 FRAMEWORKS := $(addprefix test-,torch lightning transformers jax tensorflow frameworks)
 CELLS := test_killed_and_run_again and (TestContract or TestNative)
 EXACT := $(CURDIR)/build/exactness.jsonl
+CRASH := $(CURDIR)/build/crash.jsonl
 KERAS := keras-jax,keras-torch,keras-tensorflow
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo exact bits fuzz histories test lint types test-core test-wheel test-lean test-adapters $(FRAMEWORKS) \
+.PHONY: help setup demo exact crash bits fuzz histories test lint types test-core test-wheel test-lean test-adapters $(FRAMEWORKS) \
 	test-keras-jax test-keras-torch test-keras-tensorflow test-snippets format clean
 
 help: ## list the targets
@@ -89,6 +90,11 @@ exact: $(READY) ## kill every adapter's training and the frameworks' own at six 
 	for backend in jax torch tensorflow; do KERAS_BACKEND=$$backend CKPT_EXACTNESS=$(EXACT) \
 		$(PYTEST) -q tests/integrations/keras -k "$(CELLS)" $(PYTEST_ARGS) || exit 1; done
 	PYTHONPATH=tests "$(BIN)/python" tests/contract/exactness.py $(EXACT) docs/exactness.md
+
+crash: $(READY) ## strike every call of every operation with four faults; the table of docs/reliability.md (an hour, root)
+	mkdir -p build && rm -f $(CRASH)
+	CKPT_CRASH=$(CRASH) $(PYTEST) -q -o timeout=0 tests/crash/test_matrix.py -k every_call $(PYTEST_ARGS)
+	PYTHONPATH=tests "$(BIN)/python" tests/crash/table.py $(CRASH) docs/reliability.md
 
 histories: $(READY) ## ten thousand histories of writers, readers and prunes; 8 processes on one store for a minute
 	CKPT_TEST_HISTORIES=10000 CKPT_TEST_MINUTES=1 "$(BIN)/pytest" -q -s tests/stateful/test_histories.py \
