@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from ckpt_core.session import Session as Session
     from ckpt_core.tracker.experiments import ExperimentTracker as ExperimentTracker
     from ckpt_core.tree import register_codec as register_codec
+    from ckpt_core.web import BaseAPI as BaseAPI
 
 _MODULES = {
     "ckpt_core.backends": ("StorageBackend",),
@@ -97,6 +98,7 @@ _MODULES = {
     "ckpt_core.session": ("Session",),
     "ckpt_core.tracker.experiments": ("ExperimentTracker",),
     "ckpt_core.tree": ("register_codec",),
+    "ckpt_core.web": ("BaseAPI",),
 }  # fmt: skip
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from ckpt_core import clock
 
-__all__ = ["is_ulid", "new_ulid", "time_of", "token"]
+__all__ = ["is_ulid", "new_ulid", "secret", "time_of", "token"]
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _LENGTH = 26
@@ -51,6 +51,11 @@ def time_of(ulid: str) -> datetime:
     for character in ulid[:10]:
         milliseconds = milliseconds * 32 + _ALPHABET.index(character)
     return datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+def secret() -> str:
+    """Sixty-four random hexadecimal characters, which nobody can guess."""
+    return os.urandom(32).hex()
 
 
 def token() -> str:

@@ -33,7 +33,7 @@ COMMANDS = {
     "tag": "tag", "pin": "pins", "unpin": "pins", "forget": "forget", "undelete": "undelete", "prune": "prune",
     "audit": "audit", "verify": "verify", "stats": "stats", "doctor": "doctor", "reindex": "reindex",
     "catalog": "catalog", "scrub": "scrub", "repair": "repair", "parity": "parity", "mirror": "mirror",
-    "hooks": "hooks", "keys": "keys", "sign": "sign", "completion": "completion"}  # fmt: skip
+    "hooks": "hooks", "keys": "keys", "sign": "sign", "serve": "serve", "completion": "completion"}  # fmt: skip
 """Our own commands, and the module under `commands/` that holds each, imported when it is called.
 
 Not entry points: to ask for these costs a look into every installed distribution.

@@ -18,7 +18,7 @@ from ckpt_core.errors import CorruptionError, FormatError
 from ckpt_core.model import Buffer, TensorSpec
 from ckpt_core.tree import dtypes
 
-__all__ = ["DTYPES", "TensorFile", "map_tensors", "write_tensors"]
+__all__ = ["DTYPES", "TensorFile", "head_of", "map_tensors", "write_tensors"]
 
 DTYPES = "ckpt.dtypes"
 """The metadata that tells the true types of what safetensors has no type for, which is written as bytes."""
@@ -46,6 +46,22 @@ def write_tensors(
 
     The data begins at a multiple of `align`. None of the names is `__metadata__`, which the format keeps for itself.
     """
+    head, order = head_of(specs, metadata, align=align)
+    out.write(head)
+    done, end = 0, sum(dtypes.nbytes(spec) for spec in specs.values())
+    for name in order:
+        for data in pieces(name):
+            out.write(data.data)
+            done += data.nbytes
+            if progress is not None:
+                progress(done, end)
+    return len(head) + end
+
+
+def head_of(
+    specs: Mapping[str, TensorSpec], metadata: Mapping[str, str], *, align: int = 8
+) -> tuple[bytes, list[str]]:
+    """What stands before the data of a file, and the order in which the tensors then follow without a gap."""
     order = sorted(specs, key=lambda name: -dtypes.alignment(dtypes.stored_as(specs[name]).dtype))
     header: dict[str, Any] = {}
     strange: dict[str, Any] = {}
@@ -60,16 +76,7 @@ def write_tensors(
     facts = dict(metadata) | ({DTYPES: json.dumps(strange)} if strange else {})
     text = json.dumps({"__metadata__": facts, **header}, separators=(",", ":"), ensure_ascii=False).encode()
     text = text.ljust(-(-(len(text) + 8) // align) * align - 8)
-    out.write(len(text).to_bytes(8, "little"))
-    out.write(text)
-    done = 0
-    for name in order:
-        for data in pieces(name):
-            out.write(data.data)
-            done += data.nbytes
-            if progress is not None:
-                progress(done, end)
-    return 8 + len(text) + end
+    return len(text).to_bytes(8, "little") + text, order
 
 
 class _Entry(msgspec.Struct):

@@ -33,6 +33,7 @@ EXPECTED = {
     "BatchProcessor",
     "ExperimentTracker",
     # hooks
+    "BaseAPI",
     "BaseHook",
     "HookContext",
     "HookEvent",

@@ -1,0 +1,188 @@
+"""The documents that the API answers with, as OpenAPI tells them. A number that JSON lacks is a text: `NaN`,
+`Infinity`, `-Infinity`."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+from fastapi import Path as InPath
+from pydantic import BaseModel, Field
+
+from ckpt_core import clock
+from ckpt_core.model import Checkpoint, ExperimentSummary
+
+__all__ = [
+    "CheckpointDocument", "CheckpointPage", "DecisionDocument", "DiffDocument", "ExperimentDocument", "ExperimentPage",
+    "Id", "LeafDocument", "LeafPage", "MetricNames", "PointDocument", "PointPage", "RetentionDocument", "StoreInfo",
+    "TagName", "VerifyDocument", "checkpoint_document", "experiment_document", "number", "plain_json",
+]  # fmt: skip
+
+Id = Annotated[
+    str, InPath(pattern="^[0-7][0-9A-HJKMNP-TV-Z]{25}$", description="The id of a checkpoint, all of it.")
+]
+Number = float | str
+
+
+class StoreInfo(BaseModel):
+    version: str
+    format: int
+    digest: str
+    chunk_bytes: int
+    allow_write: bool
+    parts: list[str] = Field(description="The installed parts of the API that others added.")
+
+
+class ExperimentDocument(BaseModel):
+    name: str
+    checkpoints: int
+    attempts: int
+    first_at: str | None
+    last_at: str | None
+    last_step: int | None
+    logical_bytes: int
+    written_bytes: int
+
+
+class ExperimentPage(BaseModel):
+    items: list[ExperimentDocument]
+    next: str | None
+
+
+class CheckpointDocument(BaseModel):
+    id: str
+    experiment: str
+    step: int
+    created_at: str
+    attempt: int
+    lineage: str
+    parent: str | None
+    metrics: dict[str, Number]
+    tags: list[str]
+    pinned: bool
+    logical_bytes: int
+    written_bytes: int
+    tensors: int
+    digest: str
+
+
+class CheckpointPage(BaseModel):
+    items: list[CheckpointDocument]
+    next: str | None
+
+
+class LeafDocument(BaseModel):
+    path: str
+    dtype: str | None = Field(description="Of a tensor; null for a plain value.")
+    shape: list[int] | None
+    bytes: int | None
+    value: Any = None
+
+
+class LeafPage(BaseModel):
+    items: list[LeafDocument]
+    next: str | None
+
+
+class MetricNames(BaseModel):
+    items: list[str]
+
+
+class PointDocument(BaseModel):
+    step: int
+    value: Number
+    at: str
+    attempt: int
+
+
+class PointPage(BaseModel):
+    items: list[PointDocument]
+    next: str | None
+
+
+class DecisionDocument(BaseModel):
+    checkpoint: CheckpointDocument
+    keep: bool
+    reasons: list[str]
+
+
+class RetentionDocument(BaseModel):
+    items: list[DecisionDocument]
+
+
+class DiffDocument(BaseModel):
+    old: CheckpointDocument
+    new: CheckpointDocument
+    same: bool
+    same_tensors: int
+    same_values: int
+    tensors: list[dict[str, Any]]
+    values: list[dict[str, Any]]
+    metrics: list[dict[str, Any]]
+
+
+class VerifyDocument(BaseModel):
+    ok: bool
+    packs: int
+    bytes_read: int
+    problems: list[dict[str, Any]]
+
+
+class TagName(BaseModel):
+    model_config = {"extra": "forbid"}
+
+    tag: str = Field(min_length=1, max_length=255)
+
+
+def number(value: float) -> Number:
+    """A number as JSON can tell it."""
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+
+
+def plain_json(value: Any) -> Any:
+    """A plain value of a state as JSON; what it has no form for, as a text."""
+    if isinstance(value, bool) or value is None or isinstance(value, (int, str)):
+        return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+    if isinstance(value, float):
+        return number(value)
+    if isinstance(value, dict):
+        return {str(key): plain_json(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain_json(each) for each in value]
+    return str(value)
+
+
+def checkpoint_document(checkpoint: Checkpoint) -> CheckpointDocument:
+    """A checkpoint as every answer tells it."""
+    return CheckpointDocument(
+        id=checkpoint.id,
+        experiment=checkpoint.experiment,
+        step=checkpoint.step,
+        created_at=clock.to_text(checkpoint.created_at),
+        attempt=checkpoint.attempt.number,
+        lineage=checkpoint.attempt.lineage,
+        parent=checkpoint.parent,
+        metrics={name: number(value) for name, value in checkpoint.metrics.items()},
+        tags=list(checkpoint.tags),
+        pinned=checkpoint.pinned,
+        logical_bytes=checkpoint.logical_bytes,
+        written_bytes=checkpoint.written_bytes,
+        tensors=checkpoint.tensor_count,
+        digest=checkpoint.digest,
+    )
+
+
+def experiment_document(found: ExperimentSummary) -> ExperimentDocument:
+    """An experiment in one row."""
+    return ExperimentDocument(
+        name=found.name,
+        checkpoints=found.checkpoints,
+        attempts=found.attempts,
+        first_at=None if found.first_at is None else clock.to_text(found.first_at),
+        last_at=None if found.last_at is None else clock.to_text(found.last_at),
+        last_step=found.last_step,
+        logical_bytes=found.logical_bytes,
+        written_bytes=found.written_bytes,
+    )

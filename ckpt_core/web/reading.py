@@ -1,0 +1,260 @@
+"""What the API tells: experiments, metrics, checkpoints, what is in them, what differs, what retention would do."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query
+from starlette.responses import Response
+
+from ckpt_core import clock
+from ckpt_core.config import version_of
+from ckpt_core.errors import NotFoundError, UsageError
+from ckpt_core.maintenance.difference import ABSENT, TensorChange, ValueChange, difference
+from ckpt_core.maintenance.leaves import plain_leaves, tensor_specs
+from ckpt_core.model import Checkpoint
+from ckpt_core.pipeline.workspace import Workspace
+from ckpt_core.policies import (
+    KeepBest,
+    KeepEvery,
+    KeepLast,
+    KeepTagged,
+    RetentionContext,
+    RetentionPolicy,
+    decide,
+)
+from ckpt_core.tree import dtypes
+from ckpt_core.web import documents as say
+from ckpt_core.web.base import BaseAPI
+from ckpt_core.web.choosing import by_id, readable, referred
+from ckpt_core.web.paging import Cursor, Limit, page
+
+__all__ = ["ReadingAPI"]
+
+Name = Annotated[str, Query(min_length=1, max_length=255)]
+OptionalName = Annotated[str | None, Query(min_length=1, max_length=255)]
+Mode = Literal["min", "max"]
+Count = Annotated[int | None, Query(ge=1, le=1_000_000)]
+
+
+class ReadingAPI(BaseAPI):
+    """The routes that change nothing."""
+
+    def __init__(
+        self, workspace: Workspace, *, allow_write: bool = False, parts: list[str] | None = None
+    ) -> None:
+        super().__init__(workspace)
+        self._allow_write = allow_write
+        self._parts = parts or []
+
+    def router(self) -> APIRouter:
+        router = APIRouter()
+        for path, endpoint in (
+            ("/store", self.store),
+            ("/experiments", self.experiments),
+            ("/metrics", self.metrics),
+            ("/series", self.series),
+            ("/checkpoints", self.checkpoints),
+            ("/checkpoint", self.checkpoint),
+            ("/checkpoints/{id}", self.one),
+            ("/checkpoints/{id}/manifest", self.manifest),
+            ("/checkpoints/{id}/leaves", self.leaves),
+            ("/checkpoints/{id}/diff", self.diff),
+            ("/retention", self.retention),
+        ):
+            router.add_api_route(path, endpoint, methods=["GET"], operation_id=endpoint.__name__)
+        return router
+
+    def store(self) -> say.StoreInfo:
+        """The store, and what this server allows."""
+        document = self.workspace.repository.document
+        return say.StoreInfo(
+            version=version_of("ckpt-core") or "unknown",
+            format=document.format,
+            digest=document.digest,
+            chunk_bytes=document.chunk_bytes,
+            allow_write=self._allow_write,
+            parts=self._parts,
+        )
+
+    def experiments(self, cursor: Cursor = None, limit: Limit = 100) -> say.ExperimentPage:
+        """Every experiment that has checkpoints, by name."""
+        index = self.workspace.index
+        index.synchronise()
+        found = index.catalog().experiments()
+        items, following = page(found, lambda each: [each.name], cursor, limit)
+        return say.ExperimentPage(items=[say.experiment_document(each) for each in items], next=following)
+
+    def metrics(self, experiment: Name) -> say.MetricNames:
+        """The names of the metrics of an experiment."""
+        self._known(experiment)
+        return say.MetricNames(items=self.workspace.index.catalog().metric_names(experiment))
+
+    def series(
+        self,
+        experiment: Name,
+        name: Name,
+        lineage: OptionalName = None,
+        cursor: Cursor = None,
+        limit: Limit = 1000,
+    ) -> say.PointPage:
+        """The series of a metric, by step: of a lineage, or of the newest attempt that logged anything."""
+        self._known(experiment)
+        points = self.workspace.index.catalog().metric_series(experiment, name, lineage)
+        items, following = page(points, lambda point: [point.step], cursor, limit)
+        return say.PointPage(
+            items=[
+                say.PointDocument(
+                    step=p.step, value=say.number(p.value), at=clock.to_text(p.at), attempt=p.attempt
+                )
+                for p in items
+            ],
+            next=following,
+        )
+
+    def checkpoints(
+        self,
+        experiment: OptionalName = None,
+        tag: OptionalName = None,
+        cursor: Cursor = None,
+        limit: Limit = 100,
+    ) -> say.CheckpointPage:
+        """Checkpoints, the newest first: all, those of an experiment, or those that bear a tag."""
+        found = self.workspace.index.checkpoints(experiment)
+        chosen = [each for each in found if tag is None or tag in each.tags]
+        items, following = page(sorted(chosen, key=_newest_first), _newest_first, cursor, limit)
+        return say.CheckpointPage(items=[say.checkpoint_document(each) for each in items], next=following)
+
+    def checkpoint(
+        self,
+        ref: Annotated[str, Query(min_length=1, max_length=600)],
+        metric: OptionalName = None,
+        mode: Mode = "min",
+    ) -> say.CheckpointDocument:
+        """The checkpoint that a reference means: `[EXPERIMENT@]latest`, `best` (name the metric), `step=N`, a tag, or
+        the beginning of an id."""
+        return say.checkpoint_document(referred(self.workspace, ref, metric, mode))
+
+    def one(self, id: say.Id) -> say.CheckpointDocument:  # noqa: A002
+        """One checkpoint."""
+        return say.checkpoint_document(by_id(self.workspace, id))
+
+    def manifest(self, id: say.Id) -> Response:  # noqa: A002
+        """The document that makes the checkpoint, as it stands in the store: docs/format.md says what is in it."""
+        checkpoint, _ = readable(self.workspace, id)
+        data = self.workspace.repository.store.get(checkpoint.key)
+        return Response(data, media_type="application/json", headers={"Cache-Control": "private, no-cache"})
+
+    def leaves(self, id: say.Id, cursor: Cursor = None, limit: Limit = 1000) -> say.LeafPage:  # noqa: A002
+        """What is in a checkpoint, by path: tensors, and plain values as they are. No tensor is read."""
+        _, manifest = readable(self.workspace, id)
+        found: dict[str, say.LeafDocument] = {}
+        for path, value in plain_leaves(manifest.state):
+            found[path] = say.LeafDocument(
+                path=path, dtype=None, shape=None, bytes=None, value=say.plain_json(value)
+            )
+        for path, (_, spec) in tensor_specs(manifest).items():
+            found[path] = say.LeafDocument(
+                path=path, dtype=spec.dtype, shape=list(spec.shape), bytes=dtypes.nbytes(spec)
+            )
+        items, following = page(
+            (found[path] for path in sorted(found)), lambda leaf: [leaf.path], cursor, limit
+        )
+        return say.LeafPage(items=items, next=following)
+
+    def diff(
+        self,
+        id: say.Id,  # noqa: A002
+        old: Annotated[str | None, Query(pattern="^[0-7][0-9A-HJKMNP-TV-Z]{25}$")] = None,
+        measure: bool = False,
+    ) -> say.DiffDocument:
+        """What a checkpoint changed of another (`old`), or of its parent. With `measure`, by how much: changed tensors
+        are then read."""
+        after, new_manifest = readable(self.workspace, id)
+        other = old or after.parent
+        if other is None:
+            raise NotFoundError(
+                f"{id} began from nothing and has no parent: name another with old=", kind="parent"
+            )
+        before, old_manifest = readable(self.workspace, other)
+        found = difference(self.workspace.repository, old_manifest, new_manifest, measure=measure)
+        return say.DiffDocument(
+            old=say.checkpoint_document(before),
+            new=say.checkpoint_document(after),
+            same=found.same_state and not found.metrics,
+            same_tensors=found.same_tensors,
+            same_values=found.same_values,
+            tensors=[_tensor(change) for change in found.tensors],
+            values=[_value(change) for change in found.values],
+            metrics=[_value(change) for change in found.metrics],
+        )
+
+    def retention(
+        self,
+        experiment: Name,
+        keep_last: Count = None,
+        keep_best: Count = None,
+        metric: OptionalName = None,
+        mode: Mode | None = None,
+        keep_every_steps: Count = None,
+        keep_tagged: OptionalName = None,
+    ) -> say.RetentionDocument:
+        """What retention policies would keep of an experiment and what not, each with its reasons. Changes nothing."""
+        policies: list[RetentionPolicy] = []
+        if keep_last is not None:
+            policies.append(KeepLast(keep_last))
+        if keep_best is not None:
+            if metric is None or mode is None:
+                raise UsageError(
+                    "keep_best needs metric= and mode=: a guess could keep the worst", kind="metric"
+                )
+            policies.append(KeepBest(keep_best, metric, mode))
+        if keep_every_steps is not None:
+            policies.append(KeepEvery(steps=keep_every_steps))
+        if keep_tagged is not None:
+            policies.append(KeepTagged(keep_tagged))
+        if not policies:
+            raise UsageError(
+                "name a policy: keep_last=, keep_best=, keep_every_steps= or keep_tagged=", kind="option"
+            )
+        lineages: dict[str, list[Checkpoint]] = {}
+        for each in self._known(experiment):
+            lineages.setdefault(each.attempt.lineage, []).append(each)
+        context = RetentionContext(clock.now())
+        decisions = [one for group in lineages.values() for one in decide(policies, group, context)]
+        return say.RetentionDocument(
+            items=[
+                say.DecisionDocument(
+                    checkpoint=say.checkpoint_document(one.checkpoint),
+                    keep=one.keep,
+                    reasons=list(one.reasons),
+                )
+                for one in decisions
+            ]
+        )
+
+    def _known(self, experiment: str) -> list[Checkpoint]:
+        found = self.workspace.index.checkpoints(experiment)
+        if not found:
+            raise NotFoundError(
+                f"the store has no checkpoints of experiment {experiment!r}", kind="experiment"
+            )
+        return found
+
+
+def _newest_first(checkpoint: Checkpoint) -> list[Any]:
+    return [-int(checkpoint.created_at.timestamp() * 1_000_000), checkpoint.id]
+
+
+def _tensor(change: TensorChange) -> dict[str, Any]:
+    facts = asdict(change)
+    for side in ("old", "new"):
+        spec = getattr(change, side)
+        facts[side] = None if spec is None else {"dtype": spec.dtype, "shape": list(spec.shape)}
+    return {name: say.plain_json(value) for name, value in facts.items()}
+
+
+def _value(change: ValueChange) -> dict[str, Any]:
+    sides = {"old": change.old, "new": change.new}
+    return {"path": change.path} | {side: say.plain_json(v) for side, v in sides.items() if v is not ABSENT}

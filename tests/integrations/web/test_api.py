@@ -1,0 +1,277 @@
+"""What the API answers: lists, documents, differences, bytes and ranges, tags; and how it fails."""
+
+from __future__ import annotations
+
+import io
+import runpy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load as load_safetensors
+from starlette.testclient import TestClient
+
+from ckpt_core import BaseAPI, Workspace
+from ckpt_core.web.base import installed
+from contract.web_case import NAME, client_of, fill, state
+
+
+def get(api: TestClient, path: str, status: int = 200, **query: Any) -> Any:
+    answer = api.get(f"/api/v1{path}", params=query)
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+def test_experiments_and_checkpoints_page_by_page(api: TestClient) -> None:
+    assert [each["name"] for each in get(api, "/experiments")["items"]] == ["digits", NAME]
+    steps, cursor, pages = [], None, 0
+    while pages == 0 or cursor:
+        found = get(
+            api, "/checkpoints", experiment="digits", limit=3, **({"cursor": cursor} if cursor else {})
+        )
+        steps += [each["step"] for each in found["items"]]
+        cursor, pages = found["next"], pages + 1
+    assert (steps, pages) == ([7, 6, 5, 4, 3, 2, 1], 3)
+    assert len(get(api, "/checkpoints")["items"]) == 8
+    assert [each["step"] for each in get(api, "/checkpoints", tag="t3")["items"]] == [3]
+    assert get(api, "/checkpoints", experiment=NAME)["items"][0]["experiment"] == NAME
+    assert get(api, "/checkpoints", experiment="nobody")["items"] == []
+
+
+@pytest.mark.parametrize("cursor", ["x", "e30", "bnVsbA", "WzEsMl0", "W1tdXQ", "[" * 1500])
+def test_a_cursor_of_something_else(api: TestClient, cursor: str) -> None:
+    assert get(api, "/experiments", 400, cursor=cursor)["kind"] == "cursor"
+
+
+def test_references(api: TestClient, newest: str) -> None:
+    assert get(api, "/checkpoint", ref="digits@latest")["id"] == newest
+    assert get(api, "/checkpoint", ref="digits@best", metric="loss", mode="max")["step"] == 1
+    assert get(api, "/checkpoint", ref="t4")["step"] == 4
+    assert get(api, "/checkpoint", 404, ref="t99")["status"] == 404
+    assert get(api, "/checkpoint", 400, ref="latest")["status"] == 400
+    assert get(api, f"/checkpoints/{newest}")["tags"] == ["t7"]
+    assert get(api, f"/checkpoints/{'0' * 26}", 404)["title"] == "Not found"
+
+
+def test_metric_series(api: TestClient) -> None:
+    assert get(api, "/metrics", experiment="digits")["items"] == ["loss", "train"]
+    points = get(api, "/series", experiment="digits", name="train")["items"]
+    assert [each["value"] for each in points] == [1.0, 2.0, "NaN", 4.0, 5.0, 6.0, 7.0]
+    first = get(api, "/series", experiment="digits", name="train", limit=5)
+    second = get(api, "/series", experiment="digits", name="train", cursor=first["next"])
+    assert [each["step"] for each in first["items"] + second["items"]] == [1, 2, 3, 4, 5, 6, 7]
+    assert get(api, "/metrics", 404, experiment="nobody")["kind"] == "experiment"
+
+
+def test_what_is_in_a_checkpoint(api: TestClient, newest: str) -> None:
+    leaves = {each["path"]: each for each in get(api, f"/checkpoints/{newest}/leaves")["items"]}
+    assert leaves["model/w"] == {
+        "path": "model/w",
+        "dtype": "F32",
+        "shape": [40_000],
+        "bytes": 160_000,
+        "value": None,
+    }
+    assert leaves["config/name"]["value"] == "digits"
+    assert leaves["config/nan"]["value"] == "NaN"
+    assert get(api, f"/checkpoints/{newest}/manifest")["id"] == newest
+    assert get(api, "/store")["allow_write"] is False
+
+
+def test_differences(api: TestClient, newest: str) -> None:
+    found = get(api, f"/checkpoints/{newest}/diff", measure=True)
+    assert (found["old"]["step"], found["new"]["step"], found["same"]) == (6, 7, False)
+    (change,) = [each for each in found["tensors"] if each["path"] == "model/w"]
+    assert (change["max_abs"], change["changed"]) == (1.0, 40_000)
+    first = get(api, "/checkpoint", ref="t1")["id"]
+    assert get(api, f"/checkpoints/{first}/diff", 404)["kind"] == "parent"
+    assert get(api, f"/checkpoints/{newest}/diff", old=newest)["same"] is True
+
+
+def test_what_retention_would_do(api: TestClient) -> None:
+    found = get(api, "/retention", experiment="digits", keep_last=2, keep_best=1, metric="loss", mode="max")
+    assert {each["checkpoint"]["step"] for each in found["items"] if each["keep"]} == {1, 6, 7}
+    assert all(each["reasons"] for each in found["items"])
+    assert get(api, "/retention", 400, experiment="digits")["kind"] == "option"
+    assert get(api, "/retention", 400, experiment="digits", keep_best=1)["kind"] == "metric"
+    assert len(get(api, "/checkpoints", experiment="digits")["items"]) == 7
+
+
+# -- bytes ----------------------------------------------------------------------------------------
+
+
+def test_a_tensor_as_bytes_and_as_a_file_of_numpys(api: TestClient, newest: str) -> None:
+    place = f"/api/v1/checkpoints/{newest}/tensor"
+    raw = api.get(place, params={"path": "model/w"})
+    assert raw.headers["x-ckpt-dtype"] == "F32"
+    assert np.array_equal(np.frombuffer(raw.content, np.float32), state(7)["model"]["w"])
+    file = api.get(place, params={"path": "model/b~1c", "format": "npy"})
+    assert np.array_equal(np.load(io.BytesIO(file.content)), state(7)["model"]["b/c"])
+    assert 'filename="model_b_1c.npy"' in file.headers["content-disposition"]
+    assert api.get(place, params={"path": "config/lr"}).status_code == 404
+
+
+def test_a_checkpoint_as_safetensors(api: TestClient, newest: str) -> None:
+    whole = api.get(f"/api/v1/checkpoints/{newest}/safetensors")
+    found = load_safetensors(whole.content)
+    assert np.array_equal(found["model/w"], state(7)["model"]["w"])
+    assert int(whole.headers["content-length"]) == len(whole.content)
+    part = api.get(f"/api/v1/checkpoints/{newest}/safetensors", params={"include": ["model/w"]})
+    assert load_safetensors(part.content).keys() == {"model/w"}
+    assert (
+        api.get(f"/api/v1/checkpoints/{newest}/safetensors", params={"include": "nothing"}).status_code >= 400
+    )
+
+
+@pytest.mark.parametrize("kind", ["tensor?path=model/w", "tensor?path=model/w&format=npy", "safetensors"])
+def test_ranges(api: TestClient, newest: str, kind: str) -> None:
+    place = f"/api/v1/checkpoints/{newest}/{kind}"
+    whole = api.get(place)
+    size = len(whole.content)
+    assert whole.headers["accept-ranges"] == "bytes"
+    for asked, (begin, end) in {
+        "0-0": (0, 1), "0-": (0, size), "5-99": (5, 100), "100-70000": (100, 70_001), "65536-65600": (65_536, 65_601),
+        f"{size - 1}-": (size - 1, size), "-7": (size - 7, size), f"-{size * 9}": (0, size), "9-99999999": (9, size),
+    }.items():  # fmt: skip
+        part = api.get(place, headers={"Range": f"bytes={asked}"})
+        assert part.status_code == 206, asked
+        assert part.content == whole.content[begin:end], asked
+        assert part.headers["content-range"] == f"bytes {begin}-{end - 1}/{size}"
+    for asked in (
+        f"{size}-",
+        "5-4",
+        "-0",
+        "x",
+        "0-1,2-3",
+        "0-" + ",0-" * 500,
+        "٣-٤",
+        "-",
+        "",
+        "1-2-3",
+        "9" * 30 + "-",
+    ):
+        part = api.get(place, headers={"Range": f"bytes={asked}".encode()})
+        assert part.status_code == 416, asked
+        assert part.headers["content-range"] == f"bytes */{size}"
+    assert api.get(place, headers={"Range": "furlongs=1-2"}).status_code == 200
+    # A client goes on where it was, unless it is another file by now.
+    more = {"Range": "bytes=10-19"}
+    assert api.get(place, headers=more | {"If-Range": whole.headers["etag"]}).status_code == 206
+    assert api.get(place, headers=more | {"If-Range": '"other"'}).status_code == 200
+
+
+def test_what_a_client_has_is_not_sent_again(api: TestClient, newest: str) -> None:
+    for place in (
+        f"/checkpoints/{newest}/tensor?path=model/w",
+        f"/checkpoints/{newest}/safetensors",
+        f"/checkpoints/{newest}",
+        f"/checkpoints/{newest}/manifest",
+        "/experiments",
+    ):
+        first = api.get(f"/api/v1{place}")
+        for given in (first.headers["etag"], f'"x", W/{first.headers["etag"]}', "*"):
+            again = api.get(f"/api/v1{place}", headers={"If-None-Match": given})
+            assert (again.status_code, again.content) == (304, b"")
+            assert again.headers["etag"] == first.headers["etag"]
+        assert api.get(f"/api/v1{place}", headers={"If-None-Match": '"x"'}).status_code == 200
+        head = api.head(f"/api/v1{place}")
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-length"] == first.headers["content-length"]
+    assert "immutable" in api.get(f"/api/v1/checkpoints/{newest}/safetensors").headers["cache-control"]
+
+
+def test_damage_is_never_sent_as_data(tmp_path: Any, api: TestClient) -> None:
+    fill(tmp_path / "store")
+    workspace = Workspace.open(tmp_path / "store")
+    try:
+        newest = workspace.index.newest("digits")
+        (pack,) = (tmp_path / "store").rglob(f"{newest.id}*.safetensors")
+        data = bytearray(pack.read_bytes())
+        data[-100_000] ^= 1
+        pack.write_bytes(data)
+        with client_of(workspace).stream(
+            "GET", f"/api/v1/checkpoints/{newest.id}/tensor", params={"path": "model/w"}
+        ) as answer:  # of a real server the connection breaks off
+            assert len(answer.read()) < int(answer.headers["content-length"])
+        report = (
+            client_of(workspace, allow_write=True)
+            .post(f"/api/v1/checkpoints/{newest.id}/verify", json={})
+            .json()
+        )
+        assert (report["ok"], report["problems"][0]["kind"]) == (False, "digest")
+    finally:
+        workspace.close()
+
+
+# -- changes --------------------------------------------------------------------------------------
+
+
+def test_tags_and_pins(writing: TestClient, api: TestClient, newest: str) -> None:
+    place = f"/api/v1/checkpoints/{newest}"
+    before = api.get(place).headers["etag"]
+    assert "good" in writing.put(f"{place}/tags", json={"tag": "good"}).json()["tags"]
+    assert api.get(place).headers["etag"] != before
+    assert writing.put(f"{place}/pin", json={}).json()["pinned"] is True
+    assert writing.delete(f"{place}/pin").json()["pinned"] is False
+    assert writing.delete("/api/v1/tags", params={"experiment": "digits", "tag": "good"}).status_code == 204
+    assert api.get(place).headers["etag"] == before
+    for bad in ({"tag": "latest"}, {"tag": ""}, {"tag": "x" * 300}, {"tag": 1}, {}, {"tag": "x", "more": 1}):
+        answer = writing.put(f"{place}/tags", json=bad)
+        assert answer.status_code in (400, 422), bad
+        assert answer.headers["content-type"] == "application/problem+json"
+    assert writing.post(f"{place}/verify", json={}).json()["ok"] is True
+
+
+# -- parts of others ------------------------------------------------------------------------------
+
+
+def test_a_part_of_somebody_else(workspace: Workspace) -> None:
+    from fastapi import APIRouter
+
+    class Counting(BaseAPI):
+        prefix = "/counting"
+
+        def router(self) -> APIRouter:
+            router = APIRouter()
+            router.add_api_route("/checkpoints", self.count)
+            return router
+
+        def count(self) -> dict[str, int]:
+            return {"count": len(self.workspace.index.checkpoints())}
+
+    plain = APIRouter(prefix="/plain")
+    plain.add_api_route("/hello", lambda: {"hello": "you"})
+    api = client_of(workspace, parts=[Counting, plain])
+    assert get(api, "/counting/checkpoints") == {"count": 8}
+    assert get(api, "/plain/hello") == {"hello": "you"}
+    assert get(api, "/store")["parts"] == ["part 0", "part 1"]
+    assert "/api/v1/counting/checkpoints" in get(api, "/openapi.json")["paths"]
+
+
+def test_the_example(workspace: Workspace) -> None:
+    example = runpy.run_path(str(Path(__file__).parents[3] / "examples" / "custom_api.py"))
+    api = client_of(workspace, parts=[example["Progress"]])
+    assert get(api, "/progress/digits")["step"] == 7
+    assert get(api, "/progress/nobody", 404)["title"] == "Not found"
+
+
+def test_a_part_that_cannot_be_loaded_is_left_out(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import importlib.metadata
+
+    entries = [importlib.metadata.EntryPoint(name, value, "ckpt_core.api") for name, value in
+               (("gone", "nowhere.at:all"), ("odd", "math:pi"))]  # fmt: skip
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: entries)
+    assert list(installed(workspace)) == []
+    assert "'gone'" in caplog.text
+    assert "'odd'" in caplog.text
+
+
+def test_the_page_loads_nothing(api: TestClient) -> None:
+    page = api.get("/")
+    assert page.status_code == 200
+    assert "/api/v1/checkpoints/{id}/safetensors" in page.text
+    for word in ("<script", "src=", "http:", "https:", "@import", "url("):
+        assert word not in page.text

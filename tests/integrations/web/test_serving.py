@@ -1,0 +1,242 @@
+"""The real server: what a socket gets, what is kept of the token, what the command says; and what Schemathesis finds."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis.specs.openapi import checks
+
+from ckpt_core import CheckpointManager, UsageError, Workspace
+from ckpt_core.web.app import create_app
+from ckpt_core.web.serving import Server, token_file
+from contract.web_case import TOKEN, state
+
+NOT_OURS = [checks.positive_data_acceptance]
+"""No schema can say which texts are a cursor, or the name of what is there."""
+
+
+@pytest.fixture(scope="module")
+def server(workspace: Workspace) -> Iterator[Server]:
+    server = Server(workspace, token=TOKEN)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    yield server
+    server.stop()
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+def ask(server: Server, path: str, **headers: str) -> Any:
+    headers = {"Authorization": f"Bearer {TOKEN}"} | headers
+    return urllib.request.urlopen(
+        urllib.request.Request(f"{server.address}{path}", headers=headers), timeout=60
+    )
+
+
+def test_over_a_socket(server: Server, newest: str) -> None:
+    with ask(server, f"api/v1/checkpoints/{newest}/tensor?path=model/w") as answer:
+        assert np.array_equal(np.frombuffer(answer.read(), np.float32), state(7)["model"]["w"])
+    with ask(server, f"api/v1/checkpoints/{newest}/safetensors", Range="bytes=0-7") as answer:
+        assert answer.status == 206
+        assert int.from_bytes(answer.read(), "little") > 0
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        ask(server, "api/v1/store", Authorization="")
+    assert caught.value.code == 401
+    assert "server" not in {name.lower() for name in caught.value.headers}
+
+
+def test_many_at_once(server: Server, newest: str) -> None:
+    found: list[int] = []
+
+    def load() -> None:
+        with ask(server, f"api/v1/checkpoints/{newest}/safetensors") as answer:
+            found.append(len(answer.read()))
+
+    threads = [threading.Thread(target=load) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert len(found) == 12
+    assert len(set(found)) == 1
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"GET /api/v1/store HTTP/1.1\r\nHost: localhost\r\nHost: evil\r\n\r\n",
+        b"POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n12345",
+        b"POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+        b"POST /x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+        b"GET /x HTTP/1.1\r\nHost: localhost\r\nX: a\nY: b\r\n\r\n",
+        b"GET http://evil.example/ HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: y\r\n" * 20_000 + b"\r\n",
+    ],
+)
+def test_requests_that_two_servers_would_read_in_two_ways(server: Server, request_bytes: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        try:
+            connection.sendall(request_bytes)
+            connection.shutdown(socket.SHUT_WR)
+            answer = b""
+            while part := connection.recv(1 << 16):
+                answer += part
+        except ConnectionError:
+            return
+    assert answer == b"" or re.match(rb"HTTP/1\.1 4\d\d ", answer), answer[:200]
+    assert answer.count(b"HTTP/1.1 ") <= 1
+
+
+def test_memory_stays_bounded(tmp_path: Path) -> None:
+    """A checkpoint of 256 MB is streamed: the server never holds more than some of its pieces."""
+    with CheckpointManager(tmp_path / "store", experiment="x") as manager:
+        weights = np.arange(64 << 20, dtype=np.uint32)
+        newest = manager.save({"w": weights}, step=1, wait=True).result().id
+        del weights
+    with serving(tmp_path / "store", tmp_path / "token") as (process, address, token):
+        before = memory(process.pid)
+        request = urllib.request.Request(
+            f"{address}api/v1/checkpoints/{newest}/safetensors", headers={"Authorization": f"Bearer {token}"}
+        )
+        size = 0
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            while part := answer.read(1 << 20):
+                size += len(part)
+        assert size > 256 << 20
+        assert memory(process.pid) - before < 150 << 20
+
+
+def memory(pid: int) -> int:
+    """The most that a process ever held."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", text)[0]) << 10
+
+
+class serving:  # noqa: N801
+    """`ckpt serve` as a process."""
+
+    def __init__(self, root: Path, token: Path, *options: str) -> None:
+        self._command = [
+            sys.executable,
+            "-m",
+            "ckpt_core",
+            "serve",
+            "--store",
+            str(root),
+            "--token-file",
+            str(token),
+            *options,
+        ]
+        self._token = token
+
+    def __enter__(self) -> tuple[subprocess.Popen[str], str, str]:
+        self._process = subprocess.Popen(
+            self._command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        )  # fmt: skip
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        found = re.fullmatch(r"open (http://127\.0\.0\.1:\d+/)\?token=([0-9a-f]{64})\n", line)
+        assert found is not None, (line, self._process.stderr and self._process.stderr.read())
+        return self._process, found[1], found[2]
+
+    def __exit__(self, *error: object) -> None:
+        self._process.send_signal(signal.SIGTERM)
+        _, self.errors = self._process.communicate(timeout=60)
+
+
+def test_the_command(root: Path, tmp_path: Path) -> None:
+    place = tmp_path / "token"
+    running = serving(root, place)
+    with running as (process, address, token):
+        assert stat.S_IMODE(place.stat().st_mode) == 0o600
+        assert place.read_text() == f"{token}\n"
+        request = urllib.request.Request(
+            f"{address}api/v1/store", headers={"Authorization": f"Bearer {token}"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            assert json.load(answer)["allow_write"] is False
+        with pytest.raises(urllib.error.HTTPError):
+            urllib.request.urlopen(f"{address}?token=wrong", timeout=60)
+    assert not place.exists()
+    assert token not in running.errors
+    assert "Traceback" not in running.errors
+    assert process.returncode == 0
+
+
+def test_a_port_that_is_taken(workspace: Workspace, server: Server) -> None:
+    with pytest.raises(UsageError, match="another --port"):
+        Server(workspace, port=server.port)
+
+
+def test_a_token_that_cannot_be_kept(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(UsageError, match="token cannot be written"),
+        token_file(tmp_path / "file" / "token", TOKEN),
+    ):
+        pass
+
+
+def test_the_token_file_follows_no_link(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    with token_file(tmp_path / "link", TOKEN) as path:
+        assert not path.is_symlink()
+    assert not (tmp_path / "target").exists()
+
+
+def test_whatever_the_document_allows_is_answered_as_it_says(tmp_path: Path) -> None:
+    """Schemathesis makes requests of the OpenAPI document, right ones and wrong ones."""
+    with CheckpointManager(tmp_path / "store", experiment="x") as manager:
+        manager.log({"loss": 1.0}, step=1)
+        manager.save({"w": np.arange(100)}, step=1, metrics={"loss": 1.0}, tags=["t"], wait=True)
+    workspace = Workspace.open(tmp_path / "store")
+    app = create_app(workspace, token=TOKEN, allow_write=True, hosts=["testserver", "localhost", "127.0.0.1"])
+    own = {"Authorization": f"Bearer {TOKEN}"}
+    schema = schemathesis.openapi.from_asgi("/api/v1/openapi.json", app, headers=own)
+    count = 0
+
+    for result in schema.get_all_operations():
+        operation = result.ok()
+        for mode in schemathesis.GenerationMode:
+
+            @given(operation.as_strategy(generation_mode=mode))
+            @settings(max_examples=8, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+            def every(case: Any) -> None:
+                nonlocal count
+                count += 1
+                answer = case.call(headers=own)
+                text = answer.text
+                assert TOKEN not in text
+                if answer.status_code >= 400:
+                    assert answer.headers["content-type"] == ["application/problem+json"], text
+                    assert answer.json()["kind" if "kind" in answer.json() else "status"] != "internal", text
+                case.validate_response(answer, excluded_checks=NOT_OURS)
+
+            with suppress(Unsatisfiable):  # nothing wrong can be sent to what takes nothing
+                every()
+    workspace.close()
+    assert count > 100
