@@ -19,7 +19,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FRAMEWORKS = {"torch", "lightning", "sklearn", "transformers", "jax", "keras", "tensorflow", "orbax"}
-FRAMEWORKS |= {"pandas", "matplotlib"}  # of the extras
+FRAMEWORKS |= {"pandas", "matplotlib", "fastapi", "uvicorn"}  # of the extras
 NEEDS = re.compile(r"<!-- needs: ([\w, ]+) -->")
 FENCE = re.compile(r"(?P<indent> *)(?P<fence>`{3,})(?P<info>[^`]*)")
 KINDS = {"python": True, "python fragment": False}
