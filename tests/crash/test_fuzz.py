@@ -1,4 +1,4 @@
-"""Hostile documents, packs and sidecars by the thousand: mutated in their structure, sealed again, and read.
+"""Hostile documents, packs, sidecars, keys and surroundings by the thousand: mutated in their structure, sealed again, and read.
 
 Whatever comes out is an error of our own or a value, in bounded memory. `make fuzz` reads a million of each kind
 (CKPT_FUZZ=1000000), CI a seeded few. CKPT_TEST_SEED and the number that a failure names replay one input.
@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +18,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ckpt_core import CkptError, clock
+from ckpt_core import CkptError, clock, config
 from ckpt_core.format.header import BLANK, PAGE, PREFIX, SEAL_AT, read_header
 from ckpt_core.format.parity import read_parity, rebuild
 from ckpt_core.format.sealed import DIGEST_LENGTH, digest_text, seal
 from ckpt_core.hooks.configured import read_hook_file
+from ckpt_core.format.signing import SigningKey, TrustedKeys, new_key
 from ckpt_core.maintenance.chunks import damaged_chunks
 from ckpt_core.maintenance.flips import unflip_sealed
 from ckpt_core.maintenance.parity import protect_all
@@ -31,10 +34,18 @@ from ckpt_core.pipeline.loading import load_state
 from ckpt_core.repository import MetricSegments, References, Repository, layout
 from ckpt_core.stores import MemoryStore
 from ckpt_core.tree import registry
+from contract.hostile_places import surroundings
 from contract.store_case import ATTEMPT, CHUNK, commit, new_repository
 
 COUNT = int(os.environ.get("CKPT_FUZZ", "400"))
 SEED = int(os.environ.get("CKPT_TEST_SEED", "20260101"))
+ALICE = SigningKey(Ed25519PrivateKey.from_private_bytes(bytes(32)))
+TRUSTED = TrustedKeys({ALICE.name: "alice"})
+GIT = {
+    "HEAD": b"ref: refs/heads/main\n",
+    "refs/heads/main": b"a" * 40 + b"\n",
+    "packed-refs": b"# pack-refs\n" + b"b" * 40 + b" refs/heads/x\n",
+}
 NASTY: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2**31, 2**53, 2**62, 2**63, 2**64, -(2**63), 10**30, 0.5, 1e308, -0.0,
     "", "x", "nan", "inf", "\0", "\x1b[2J", "../../etc/passwd", "a/../b", "/", "\\", "C:\\x", "%2e%2e", "é\u202e",
@@ -167,10 +178,14 @@ class Parsers:
         point = MetricPoint("loss", 1, 0.5, clock.now(), 1)
         self.segment = MetricSegments(self.store).append("digits", ATTEMPT, [point])
         protect_all(self.repository, 10)
+        self.signed, self.signatures = first.key, layout.signature_key(first.key)
+        self.repository.signatures.add(first, ALICE)
+        self.keys = folder
+        new_key(folder / "k")
         self.originals = {
             key: self.store.get(key)
             for key in (self.manifest, layout.pack_key(self.pack), self.tag, self.segment, "store.json",
-                        layout.parity_key(self.pack))
+                        layout.parity_key(self.pack), self.signatures)
         }  # fmt: skip
 
     def document(self, key: str, chance: random.Random) -> bytes:
@@ -260,6 +275,37 @@ class Parsers:
             None,
         )
 
+    def read_signature(self, chance: random.Random) -> None:
+        self.store.put(self.signatures, self.document(self.signatures, chance))
+        committed = self.repository.read(self.signed)
+        self.repository.signatures.check(committed, TRUSTED)
+        load_state(self.repository, committed.manifest, registry)
+
+    def read_key(self, chance: random.Random) -> None:
+        """A file that is said to be a key: of either half, scribbled upon."""
+        half = chance.choice((self.keys / "k", self.keys / "k.pub"))
+        file = self.keys / "hostile"
+        file.write_bytes(scribbled(half.read_bytes(), chance))
+        file.chmod(0o600)
+        TrustedKeys.load(file) if half.suffix else SigningKey.load(file)
+
+    def read_configuration(self, chance: random.Random) -> None:
+        """What a save reads around it (git's files, a job's variables), and what a lease says of its process. None of
+        it is ever refused: it is told, or left out."""
+        git = self.keys / ".git"
+        (git / "refs" / "heads").mkdir(parents=True, exist_ok=True)
+        for name, text in GIT.items():
+            (git / name).write_bytes(scribbled(text, chance) if chance.random() < 0.5 else text)
+        with surroundings(
+            self.keys, SLURM_JOB_ID=os.fsdecode(scribbled(b"4711", chance).replace(b"\0", b""))
+        ):
+            facts = config.provenance()
+        json.dumps(facts).encode()
+        assert re.fullmatch("[0-9a-f]{40,64}", facts.get("git_commit", "0" * 40))
+        config.has_ended(os.fsdecode(scribbled(config.process().encode(), chance)))
+        if facts.get("git_commit") != "a" * 40:
+            raise CkptError("it is left out")
+
     def read_bytes(self, chance: random.Random) -> None:
         """Any object, scribbled upon: its digest alone must tell."""
         key = chance.choice(sorted(self.originals))
@@ -279,7 +325,6 @@ KINDS = [name for name in vars(Parsers) if name.startswith("read_")]
 
 @pytest.fixture
 def parsers(tmp_path: Path) -> Parsers:
-    pytest.importorskip("zfec")
     return Parsers(tmp_path)
 
 
