@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from ckpt_core import CheckpointManager
+from ckpt_core.cli.program import COMMANDS as PROGRAM
 from ckpt_core.format.sealed import seal
 from cli.calls import Call
 
@@ -24,6 +25,8 @@ COMMANDS = [
     ["restore", "digits@latest", "out"], ["stats"], ["verify"], ["scrub"], ["doctor"], ["audit"], ["audit", "--verify"], ["prune", "--dry-run"],
     ["repair", "--dry-run"], ["mirror"], ["catalog", "list"], ["undelete"], ["forget", "digits@step=1", "--dry-run"], ["parity"], ["reindex"],
     ["tag", "digits@latest", EVIL], ["show", EVIL], ["verify", "--trusted-key", EVIL], ["keys", "show", EVIL], ["sign", "digits@latest", "--key", EVIL],
+    ["metrics", "digits"], ["metrics", EVIL], ["export", "digits@latest", "exported"], ["import", EVIL], ["copy", EVIL, "copied"], ["hooks"],
+    ["pin", "digits@latest"], ["unpin", "digits@latest"], ["completion", "bash"],
 ]  # fmt: skip
 
 
@@ -82,6 +85,10 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for column in columns & {"actor", "event", "subject", "outcome"}:
             connection.execute(f"UPDATE audit_log SET {column} = ? WHERE id = 1", (EVIL,))
     return root
+
+
+def test_every_command_is_tried() -> None:
+    assert {line[0] for line in COMMANDS} == PROGRAM.keys()
 
 
 @pytest.mark.parametrize("form", ["text", "--json", "--quiet"])

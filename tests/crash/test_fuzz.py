@@ -24,8 +24,8 @@ from ckpt_core import CkptError, clock, config
 from ckpt_core.format.header import BLANK, PAGE, PREFIX, SEAL_AT, read_header
 from ckpt_core.format.parity import read_parity, rebuild
 from ckpt_core.format.sealed import DIGEST_LENGTH, digest_text, seal
-from ckpt_core.hooks.configured import read_hook_file
 from ckpt_core.format.signing import SigningKey, TrustedKeys, new_key
+from ckpt_core.hooks.configured import read_hook_file
 from ckpt_core.maintenance.chunks import damaged_chunks
 from ckpt_core.maintenance.flips import unflip_sealed
 from ckpt_core.maintenance.parity import protect_all
@@ -289,7 +289,7 @@ class Parsers:
         file.chmod(0o600)
         TrustedKeys.load(file) if half.suffix else SigningKey.load(file)
 
-    def read_configuration(self, chance: random.Random) -> None:
+    def read_surroundings(self, chance: random.Random) -> None:
         """What a save reads around it (git's files, a job's variables), and what a lease says of its process. None of
         it is ever refused: it is told, or left out."""
         git = self.keys / ".git"
