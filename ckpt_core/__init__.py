@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from ckpt_core.moving import export_checkpoint as export_checkpoint
     from ckpt_core.moving import import_checkpoint as import_checkpoint
     from ckpt_core.perf.batches import BatchProcessor as BatchProcessor
+    from ckpt_core.perf.cache import CacheManager as CacheManager
     from ckpt_core.pipeline.copying import Copied as Copied
     from ckpt_core.pipeline.copying import copy_checkpoints as copy_checkpoints
     from ckpt_core.pipeline.opened import CheckpointReader as CheckpointReader
@@ -87,6 +88,7 @@ _MODULES = {
     "ckpt_core.moving": ("Exported", "export_checkpoint", "import_checkpoint"),
     "ckpt_core.perf.batches": ("BatchProcessor",),
     "ckpt_core.pipeline.copying": ("Copied", "copy_checkpoints"),
+    "ckpt_core.perf.cache": ("CacheManager",),
     "ckpt_core.pipeline.opened": ("CheckpointReader",),
     "ckpt_core.pipeline.queue": ("SaveHandle",),
     "ckpt_core.pipeline.workspace": ("Workspace",),

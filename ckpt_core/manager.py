@@ -146,7 +146,7 @@ class CheckpointManager(Library):
             workspace.close()
             raise
         self.save_policy = save_policy
-        self._keeper = AttemptKeeper(workspace, experiment, configuration, dict)
+        self._keeper = AttemptKeeper(workspace, experiment, configuration, weakref.WeakMethod(self.stats))
         self._metrics = MetricLog(workspace, experiment, seconds=flush_seconds, settle=self._keeper.settle)
         self._retention = Retention(workspace, experiment, manager, retention, metric, mode)
         self._saver = Saver(
@@ -267,7 +267,8 @@ class CheckpointManager(Library):
         self._last_step = request.step
         if wait:
             return self._intake.save_now(request, flat)
-        return self._intake.stage(request, flat, lambda: self._tell_staged(request), lazy)
+        with self.workspace.figures.timed("stall"):
+            return self._intake.stage(request, flat, lambda: self._tell_staged(request), lazy)
 
     def log(self, metrics: Mapping[str, Any], *, step: int) -> None:
         """Adds to the metric series; NaN and infinities are allowed. Durable at the next commit or on close.
@@ -280,6 +281,12 @@ class CheckpointManager(Library):
                 "the manager is closed and the metrics would be lost: log before close()", kind="closed"
             )
         self._metrics.add(self.attempt, metrics, step)
+
+    def stats(self) -> dict[str, Any]:
+        """How this manager has fared: `latencies` of saves, stalls, loads and opens (p50 and p99 in seconds), `bytes`,
+        `cache` with hit rates, and `queues`: how many saves and metric values wait."""
+        queues = {"saves": self._queue.pending, "metrics": self._metrics.stats().waiting}
+        return {**self.workspace.figures.stats(), "queues": queues}
 
     def wait(self, timeout: float | None = None) -> bool:
         """Waits until no save is pending, nor what follows one; False after `timeout` seconds."""

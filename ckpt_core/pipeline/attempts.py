@@ -46,14 +46,15 @@ def ending(error: BaseException | None) -> tuple[Outcome, str]:
 
 @final
 class AttemptKeeper:
-    """Keeps the records of one manager's attempts. Thread-safe. `report` says how the manager fares."""
+    """Keeps the records of one manager's attempts. Thread-safe. `report` says how the manager fares, as long as there
+    is one."""
 
     def __init__(
         self,
         workspace: Workspace,
         experiment: str,
         config: dict[str, Any] | None,
-        report: Callable[[], dict[str, Any]],
+        report: weakref.WeakMethod[Callable[[], dict[str, Any]]],
     ) -> None:
         self._workspace = workspace
         self._experiment = experiment
@@ -125,7 +126,7 @@ class AttemptKeeper:
         self.settle()
         try:
             said = self._workspace.experiments.say(
-                self._facts, outcome, reason[:_LONGEST_REASON], self._report()
+                self._facts, outcome, reason[:_LONGEST_REASON], self._figures()
             )
         except CkptError as error:
             _log.warning(
@@ -137,6 +138,10 @@ class AttemptKeeper:
             return
         self._facts = said
         self._tell()
+
+    def _figures(self) -> dict[str, Any]:
+        report = self._report()
+        return report() if report is not None else {}
 
     def _tell(self) -> None:
         facts = self._facts
@@ -161,7 +166,7 @@ class AttemptKeeper:
 
     def sign(self) -> None:
         """A sign of life. Never raises."""
-        report = self._report()
+        report = self._figures()
         with self._lock:
             self.settle()
             if self._lease is not None:

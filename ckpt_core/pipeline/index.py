@@ -11,25 +11,25 @@ import stat
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
 from ckpt_core import clock
-from ckpt_core.configuration import Condition
 from ckpt_core.errors import CatalogError, CkptError, MissingExtraError, NotFoundError, StoreError, UsageError
 from ckpt_core.format.names import encode_name
-from ckpt_core.maintenance.experiments import synchronise_experiments
 from ckpt_core.maintenance.listings import is_settled, look
 from ckpt_core.maintenance.marks import MarkReader, Marks
 from ckpt_core.maintenance.reindex import ReindexReport, reindex, synchronise, synchronise_series
-from ckpt_core.model import AttemptFacts, Checkpoint, ExperimentFacts
+from ckpt_core.model import Checkpoint
+from ckpt_core.perf.cache import CacheManager
 from ckpt_core.pipeline.answers import Answers, Listed
+from ckpt_core.pipeline.remembered import Remembered
 from ckpt_core.repository import ExperimentRecords, MetricSegments, Repository, refuse_if_gone
 from ckpt_core.repository.layout import MANIFESTS, ManifestKey, parse_manifest_key
 
 if TYPE_CHECKING:
     from ckpt_core.catalog import Catalog
 
-__all__ = ["Index"]
+__all__ = ["Index", "unless_read_only"]
 
 T = TypeVar("T")
 _log = logging.getLogger("ckpt_core.pipeline")
@@ -47,7 +47,14 @@ class Index:
     the one that is there then is used.
     """
 
-    def __init__(self, repository: Repository, segments: MetricSegments, url: str, file: Path | None) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        segments: MetricSegments,
+        url: str,
+        file: Path | None,
+        cache: CacheManager | None = None,
+    ) -> None:
         self.url = url
         self._repository = repository
         self._segments = segments
@@ -56,6 +63,8 @@ class Index:
         self._inode: tuple[int, int] | None = None
         self._lock = threading.RLock()
         self._catalog: Catalog | None = None
+        self._cache = cache
+        self._told = 0
         self._away = False
         self._closed = False
         self._quiet_until = 0.0
@@ -90,12 +99,13 @@ class Index:
     def connect(self) -> None:
         """Opens the catalog now. That it is away is only said; raises UsageError, MissingExtraError for a URL
         that can never be one."""
-        self._ask(lambda catalog: None, strict=True)
+        self.consult(lambda catalog: None, strict=True)
 
     def tell(self, what: Callable[[Catalog], object]) -> bool:
         """Writes to the catalog, or leaves it to be brought in line later; whether it was. Never raises."""
         try:
-            return self._ask(lambda catalog: (what(catalog),)) is not None
+            self._told += 1
+            return self.consult(lambda catalog: (what(catalog),)) is not None
         except Exception:
             _log.exception("the catalog was not told")
             return False
@@ -108,8 +118,19 @@ class Index:
         The store is not asked anew what has changed: that is `synchronise`.
         """
         behind = bool(self._behind) if experiment is None else experiment in self._behind
-        found = None if behind else self._ask(lambda catalog: (question(catalog),))
+        found = (
+            None
+            if behind
+            else self.consult(lambda catalog: (question(self._remembered(catalog, experiment)),))
+        )
         return found[0] if found is not None else question(Listed(self.standing(experiment)))
+
+    def _remembered(self, catalog: Catalog, experiment: str | None) -> Answers:
+        """The catalog; where it is known to be in line with an experiment's folders, with what it said before."""
+        word = None if experiment is None else self._in_line.get(experiment)
+        if word is None or experiment is None or self._cache is None:
+            return catalog
+        return cast("Answers", Remembered(catalog, self._cache, experiment, (word, self._told)))
 
     def checkpoints(self, experiment: str | None = None) -> list[Checkpoint]:
         """All committed checkpoints (of one experiment), from the oldest to the newest."""
@@ -147,48 +168,9 @@ class Index:
         with self._lock:
             return self._marks.read(experiment)
 
-    def experiments(
-        self, name: str | None = None, *, tags: Sequence[str] = (), conditions: Sequence[Condition] = ()
-    ) -> list[ExperimentFacts]:
-        """The experiments (or one) by name, with what their attempts tell. All that bear `tags` and fulfil
-        `conditions` are among them; perhaps others, which the caller is to leave out."""
-        self.synchronise(name)
-
-        def known(catalog: Catalog) -> list[ExperimentFacts]:
-            _written(lambda: synchronise_experiments(self._records, catalog))
-            return catalog.experiment_facts(name, tags=tags, conditions=conditions)
-
-        found = self._ask(known)
-        return self._by_store(name) if found is None else found
-
-    def series(self, experiment: str) -> Catalog | None:
-        """The catalog, with every metric segment of an experiment in it; None while it is away."""
-
-        def known(catalog: Catalog) -> Catalog:
-            _written(lambda: synchronise_series(self._repository, self._segments, catalog, experiment))
-            return catalog
-
-        return self._ask(known)
-
-    def _by_store(self, name: str | None) -> list[ExperimentFacts]:
-        """What the store itself tells. Of attempts of earlier versions only those that saved something."""
-        found = {each.name: each for each in self._records.all(name)}
-        attempts = {key: {a.attempt.id: a for a in each.attempts} for key, each in found.items()}
-        for checkpoint in self.standing(name):
-            own = attempts.setdefault(checkpoint.experiment, {})
-            own.setdefault(checkpoint.attempt.id, AttemptFacts(checkpoint.experiment, checkpoint.attempt))
-        return [
-            ExperimentFacts(
-                each,
-                found[each].tags if each in found else (),
-                tuple(sorted(attempts.get(each, {}).values(), key=lambda facts: facts.order)),
-            )
-            for each in sorted(found.keys() | attempts.keys())
-        ]
-
     def packs_of(self) -> Callable[[str], Sequence[str]] | None:
         """How to find the packs that a manifest names without reading it; None while the catalog is away."""
-        packs = self._ask(lambda catalog: catalog.packs_by_key())
+        packs = self.consult(lambda catalog: catalog.packs_by_key())
         if packs is None:
             return None
 
@@ -220,7 +202,7 @@ class Index:
             self._synchronise(catalog, experiment)
             return True
 
-        if not self._ask(in_line):
+        if not self.consult(in_line):
             self._behind.add(experiment)
         elif experiment is None:
             self._behind.clear()
@@ -293,10 +275,14 @@ class Index:
     def _bring_in_line(self, catalog: Catalog, experiment: str) -> None:
         folder, store = encode_name(experiment), self._repository.store
         if experiment not in self._in_line:
-            _written(lambda: synchronise_series(self._repository, self._segments, catalog, experiment))
+            unless_read_only(
+                lambda: synchronise_series(self._repository, self._segments, catalog, experiment)
+            )
         looks = look(store, folder)  # before it is listed: what changes meanwhile shows the next time
         word = None if looks is None else looks.word
-        if word is not None and word in (self._in_line.get(experiment), catalog.listing_word(folder)):
+        if word is not None and (
+            word == self._in_line.get(experiment) or word == catalog.listing_word(folder)
+        ):
             self._in_line[experiment] = word
             return
         count = synchronise(self._repository, catalog, experiment, self._marks, self._damaged)
@@ -332,7 +318,7 @@ class Index:
                 return True
         return False
 
-    def _ask(self, work: Callable[[Catalog], T], *, strict: bool = False) -> T | None:
+    def consult(self, work: Callable[[Catalog], T], *, strict: bool = False) -> T | None:
         """What `work` returns; None while the catalog cannot be used, which is said once."""
         begun = clock.monotonic()
         if begun < self._quiet_until:
@@ -399,7 +385,7 @@ class Index:
         return status.st_dev, status.st_ino
 
 
-def _written(work: Callable[[], object]) -> None:
+def unless_read_only(work: Callable[[], object]) -> None:
     """Brings a catalog in line, unless it can only be read: then it answers with what it has."""
     try:
         work()

@@ -147,7 +147,9 @@ class Library(ABC):  # noqa: B024 - abstract because it is only a part: Checkpoi
                 better += [each for each in damaged if each[0].id > first.id]
             self._loader.pass_over(better, fallback=fallback)
             try:
-                self.loaded, state = self._loader.load(first, choices if fallback else (), request)
+                with self.workspace.figures.timed("load"):
+                    self.loaded, state = self._loader.load(first, choices if fallback else (), request)
+                self.workspace.figures.add("loaded", self.loaded.logical_bytes)
             except NotFoundError:  # retention took all of them away meanwhile: there are newer ones
                 refuse_if_gone(self.workspace.repository.store)
                 if not left:
@@ -163,12 +165,16 @@ class Library(ABC):  # noqa: B024 - abstract because it is only a part: Checkpoi
 
         Reads one manifest now, and later only the chunks asked for, each checked unless `verify` is `off`.
         """
-        checkpoint = self.resolve(ref)
-        repository = self.workspace.repository
-        manifest = trusted_manifest(repository, checkpoint, verify)
-        return open_checkpoint(
-            repository, manifest, checkpoint, verify=verify, framework=framework, backend=self.backend
-        )
+        with self.workspace.figures.timed("open"):
+            checkpoint = self.resolve(ref)
+            repository = self.workspace.repository
+            if repository.trusted is None:
+                manifest = self.workspace.manifests.read(checkpoint.key).manifest
+            else:  # who asks for signatures wants to see what stands there now
+                manifest = trusted_manifest(repository, checkpoint, verify)
+            return open_checkpoint(
+                repository, manifest, checkpoint, verify=verify, framework=framework, backend=self.backend
+            )
 
     # -- marks ------------------------------------------------------------------------------------
 

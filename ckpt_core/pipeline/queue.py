@@ -190,6 +190,12 @@ class SaveQueue:
             self._changed.notify_all()
         self.wait()
 
+    @property
+    def pending(self) -> int:
+        """How many saves are not durable yet."""
+        with self._changed:
+            return self._pending()
+
     def _pending(self) -> int:
         return self._reserved + len(self._entries) + (self._busy is not None)
 

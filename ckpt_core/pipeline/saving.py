@@ -98,7 +98,8 @@ class Saver:
         try:
             if ready is not None:
                 ready()
-            checkpoint = self._save(request, snapshot)
+            with self.workspace.figures.timed("save"):
+                checkpoint = self._save(request, snapshot)
         except SaveNotDoneError as error:
             _log.warning("%s", error)
             self.workspace.audit("save", self.experiment, error.kind, step=request.step, reason=str(error))
@@ -109,6 +110,8 @@ class Saver:
             if not isinstance(error, Exception):
                 raise
             return
+        self.workspace.figures.add("saved", checkpoint.logical_bytes)
+        self.workspace.figures.add("written", checkpoint.written_bytes)
         handle.succeed(checkpoint)
         self._follow_up(request, checkpoint)
 

@@ -18,7 +18,10 @@ from ckpt_core.maintenance.mirroring import adopt, alone
 from ckpt_core.maintenance.parity import Protected, check_percent, protect_all
 from ckpt_core.maintenance.prune import PrunePlan, plan_prune, plan_reclaim
 from ckpt_core.model import Checkpoint
+from ckpt_core.perf.figures import Figures
+from ckpt_core.pipeline.facts import ExperimentIndex
 from ckpt_core.pipeline.index import Index
+from ckpt_core.pipeline.manifests import Manifests
 from ckpt_core.pipeline.mirror import Mirror, mirror_of, remembered
 from ckpt_core.pipeline.resolve import check_tag
 from ckpt_core.repository import ExperimentRecords, MetricSegments, References, Repository, layout
@@ -49,7 +52,10 @@ class Workspace:
         self.references = References(repository.store, noted)
         self.segments = MetricSegments(repository.store, noted)
         self.experiments = ExperimentRecords(repository.store, noted)
-        self.index = Index(repository, self.segments, url, file)
+        self.figures = Figures()
+        self.index = Index(repository, self.segments, url, file, self.figures.cache)
+        self.facts = ExperimentIndex(self.index, repository, self.experiments, self.segments)
+        self.manifests = Manifests(repository, self.figures.cache)
         self.marked = 0
         """How often a tag or pin was set or taken off here: who remembers them compares."""
         self._pruning = threading.Lock()

@@ -154,6 +154,14 @@ class ExperimentRecords:
             ended_at=clock.from_text(said.at),
         )
 
+    def performance(self, facts: AttemptFacts) -> dict[str, Any]:
+        """The figures that an attempt gave with its last word; empty where there are none."""
+        if facts.word is None:
+            return {}
+        beginning = layout.attempt_key(facts.experiment, facts.attempt.number, facts.attempt.id)
+        said = self._readable(f"{beginning.removesuffix('.json')}-{facts.word}.json")
+        return said.performance if isinstance(said, AttemptWord) else {}
+
     def tag(self, key: str) -> tuple[str, str] | None:
         """(experiment, tag) under a key; None where it cannot be read, which is logged."""
         found = self._readable(key)

@@ -16,7 +16,7 @@ from ckpt_core.repository import layout
 from ckpt_core.stores import Store
 from ckpt_core.tracker.comparison import Comparison
 from ckpt_core.tracker.series import MetricSeries
-from ckpt_core.tracker.views import STATUSES, Experiment, Experiments, experiment_of
+from ckpt_core.tracker.views import STATUSES, AttemptView, Experiment, Experiments, experiment_of
 
 __all__ = ["ExperimentTracker"]
 
@@ -61,7 +61,7 @@ class ExperimentTracker:
             raise UsageError(f"status={status!r} must be one of {', '.join(STATUSES)}", kind="option")
         wanted = {tags} if isinstance(tags, str) else set(tags)
         asked = conditions(config)
-        facts = self._workspace.index.experiments(tags=sorted(wanted), conditions=asked)
+        facts = self._workspace.facts.experiments(tags=sorted(wanted), conditions=asked)
         found = [experiment_of(each, self._living()) for each in facts]
         return Experiments(
             [
@@ -75,9 +75,9 @@ class ExperimentTracker:
 
     def experiment(self, name: str) -> Experiment:
         """One experiment. Raises NotFoundError, which names those that there are."""
-        found = self._workspace.index.experiments(name)
+        found = self._workspace.facts.experiments(name)
         if not found:
-            known = [each.name for each in self._workspace.index.experiments()]
+            known = [each.name for each in self._workspace.facts.experiments()]
             said = f"there are {', '.join(map(repr, known[:10]))}" if known else "there are none yet"
             raise NotFoundError(
                 f"there is no experiment {name!r}: {said}", kind="experiment", experiment=name
@@ -103,11 +103,26 @@ class ExperimentTracker:
                 space.mirror.removed([layout.experiment_tag_key(experiment, tag)])
         space.index.tell(lambda catalog: catalog.remove_experiment_tag(experiment, tag))
 
+    def performance(self) -> list[tuple[str, AttemptView, dict[str, Any]]]:
+        """The figures of the newest attempt of each experiment that gave some, with its name: what its manager's
+        `stats` said at its end, or with its last sign of life, which comes once a minute."""
+        reports = {lease.id: lease.report for _, lease in self._workspace.repository.leases.living()}
+        found = []
+        for facts in self._workspace.facts.experiments():
+            view = experiment_of(facts, self._living()).newest
+            if view is None:
+                continue
+            newest = facts.attempts[-1]
+            figures = reports.get(newest.lease or "") or self._workspace.experiments.performance(newest)
+            if figures:
+                found.append((facts.name, view, figures))
+        return found
+
     # -- metrics ---------------------------------------------------------------------------------
 
     def metrics(self, experiment: str) -> list[str]:
         """The names of the metrics that an experiment has logged, sorted: by any of its attempts."""
-        catalog = self._workspace.index.series(experiment)
+        catalog = self._workspace.facts.series(experiment)
         if catalog is not None:
             return catalog.metric_names(experiment)
         segments = self._workspace.segments.all(experiment)
@@ -116,7 +131,7 @@ class ExperimentTracker:
     def metric(self, experiment: str, name: str, *, lineage: str | None = None) -> MetricSeries:
         """The series of a metric in one training effort, through all its resumes: that of the newest attempt that
         has logged anything, unless a `lineage` is given. Empty where it was not logged."""
-        catalog = self._workspace.index.series(experiment)
+        catalog = self._workspace.facts.series(experiment)
         if catalog is not None:
             return MetricSeries(experiment, name, catalog.metric_columns(experiment, name, lineage))
         return self._by_store(experiment, name, lineage)

@@ -166,3 +166,13 @@ def test_odd_ranges(values: list[float], ends: str) -> None:
 def test_nothing_finite_is_nothing() -> None:
     assert draw([1, 2], [math.nan, math.inf]) == []
     assert draw([], []) == []
+
+
+def test_how_attempts_fared(ckpt: Call, runs: Path) -> None:
+    found = {each["experiment"]: each for each in ckpt("stats", "--perf", "--json", at=runs).data["attempts"]}
+    assert found.keys() == {"failed", "first", "second"}
+    assert found["first"]["latencies"]["save"]["count"] == 1
+    assert found["failed"]["status"] == "failed"
+    lines = ckpt("stats", "--perf", at=runs).out.splitlines()
+    assert len(lines) == 4
+    assert lines[2].split()[:2] == ["first", "finished"]

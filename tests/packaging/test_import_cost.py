@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 FRAMEWORKS = {"flax", "jax", "keras", "lightning", "pytorch_lightning", "tensorflow", "torch", "transformers"}
-LATER = {"alembic", "click", "ml_dtypes", "rich", "safetensors", "sqlalchemy"}
+LATER = {"alembic", "cachetools", "click", "ml_dtypes", "rich", "safetensors", "sqlalchemy"}
 LIMIT_SECONDS = 0.100
 
 LIST_MODULES = "import json, sys; {}; print(json.dumps(sorted(sys.modules)))"

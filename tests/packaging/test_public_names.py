@@ -31,6 +31,7 @@ EXPECTED = {
     "StorageBackend",
     # experiments, and what carries their metrics
     "BatchProcessor",
+    "CacheManager",
     "ExperimentTracker",
     # hooks
     "BaseAPI",

@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from ckpt_core.maintenance.stats import StoreStats
 
 
-@command("stats", examples=[("ckpt stats", ""), ("ckpt stats --largest 20", "more of the largest tensors")])
+@command(
+    "stats",
+    examples=[
+        ("ckpt stats", ""),
+        ("ckpt stats --largest 20", "more of the largest tensors"),
+        ("ckpt stats --perf", "how saves, loads and questions of each experiment have fared"),
+    ],
+)
 @click.option(
     "--largest",
     type=click.IntRange(0),
@@ -24,12 +31,20 @@ if TYPE_CHECKING:
     metavar="N",
     help="How many of the largest tensors to list.",
 )
-def stats(call: Call, largest: int) -> int:
+@click.option(
+    "--perf", is_flag=True, help="Show latencies, hit rates, bytes and queues of the attempts instead."
+)
+def stats(call: Call, largest: int, perf: bool) -> int:
     """Show what the store holds and what it costs.
 
     Logical against stored bytes, by experiment; the trash; the largest tensors. Tensors are those of
-    the newest checkpoint of each experiment.
+    the newest checkpoint of each experiment. With --perf the figures that the newest attempt of each
+    experiment gave at its end, or with its last sign of life (one a minute).
     """
+    if perf:
+        from ckpt_core.cli.performance import show_performance
+
+        return show_performance(call)
     from ckpt_core.maintenance.stats import gather
 
     index = call.workspace.index
