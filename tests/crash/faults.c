@@ -2,8 +2,8 @@
  * a library in Rust, on any thread. Loaded before the C library (LD_PRELOAD); `injection.py` builds and arms it.
  *
  * A call counts if it would change something: an open that makes or empties a file, a write, a name that is made,
- * moved or taken away, a length, and every fsync, which is what makes a change last. What is mapped into memory is
- * not seen. The calls go straight to the kernel.
+ * moved or taken away, a length, and every fsync, which is what makes a change last. Not counted are what is mapped
+ * into memory, and that SQLite gives its files the owner that they have. The calls go straight to the kernel.
  */
 #define _GNU_SOURCE
 #include <errno.h>

@@ -1,7 +1,7 @@
 """The crash matrix: each call by which an operation changes files, under SIGKILL, a power cut, EIO and a full disk.
 
-The suite draws a few points of each operation and fault by a seed. `make crash` goes through all of them, and puts
-the counts into docs/reliability.md.
+The suite strikes one call of each operation with each fault, drawn by a seed. `make crash` goes through all of them,
+and puts the counts into docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ from crash.injection import FAULTS
 from crash.matrix import Matrix, Point
 from crash.operations import OPERATIONS
 
-DRAWN = 1
+DRAWN = 5
+"""So often it is tried to strike: threads do not always make the last calls."""
 ALL = os.environ.get("CKPT_CRASH", "")
 """Where the counts of a whole run go to."""
-
-
 MEMORY = Path("/dev/shm")
 """Where it can be, all but the power cuts work in memory: what is tested there is not the disk."""
 
@@ -48,13 +47,14 @@ def _quiet() -> Iterator[None]:
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_a_few_calls_of_each(matrix: Matrix, name: str, fault: str) -> None:
+def test_a_call_of_each(matrix: Matrix, name: str, fault: str) -> None:
     chance = random.Random(f"{os.environ.get('CKPT_TEST_SEED', '20260101')} {name} {fault}")
-    last = matrix.count(name) - 5  # threads do not always make the very last ones
-    for at in chance.sample(range(1, last), DRAWN):
+    for at in chance.sample(range(1, matrix.count(name) + 1), DRAWN):
         point = matrix.run(name, fault, at)
-        assert point.struck, f"the fault did not arrive: {name}, {fault} at {at}"
         assert point.verdict.ok, told(name, fault, at, point)
+        if point.struck:
+            return
+    raise AssertionError("no fault arrived")
 
 
 def test_a_promise_that_is_not_kept_is_found(matrix: Matrix) -> None:
