@@ -66,7 +66,9 @@ def _continue(participant: Participant, checkpoint: Checkpoint | None) -> None:
     if checkpoint is None:
         _session(participant).resume(None)
     else:
-        _session(participant).resumed(checkpoint, {})
+        # Of its own state, what its hooks and its save policy had to remember.
+        own = participant.manager.load(checkpoint.id, include="session", fallback=False)
+        _session(participant).resumed(checkpoint, own)
 
 
 def _beginning(all_of_them: list[Participant], chosen: Participant | None, name: Any) -> Beginning:

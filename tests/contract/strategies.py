@@ -29,6 +29,13 @@ class Heard(BaseHook):
         self.seen: set[HookEvent] = set()
         self.losses: dict[int | None, float | None] = {}
         self.rates: list[tuple[int | None, float | None, float]] = []
+        self.restored: list[dict[str, Any]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": len(self.losses)}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.restored.append(dict(state))
 
     def execute(self, context: Any) -> None:
         self.seen.add(context.event)
@@ -70,6 +77,8 @@ def check_all_events(run: Callable[..., None], folder: Path) -> Heard:
     assert heard.losses
     assert all(isinstance(loss, float) for loss in heard.losses.values()), heard.losses
     assert heard.rates[0][1] is None
+    # The newest checkpoint that stands is of step 4, or of what was saved when training failed.
+    assert [each["steps"] in (4, 5, 6) for each in heard.restored] == [True]
     return heard
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from ckpt_core import EverySteps, OnLearningRateDrop, OnLossSpike
+from ckpt_core import BaseHook, EverySteps, HookEvent, OnLearningRateDrop, OnLossSpike
 from ckpt_lightning import CheckpointCallback
 from contract.strategies import EXPERIMENT, check_all_events, kept, reasons
 
@@ -49,10 +49,11 @@ class Linear(pl.LightningModule):
         return optimizer
 
 
-def run(root: Path, module: Any = None, epochs: int = 2, **options: Any) -> None:
+def run(root: Path, module: Any = None, epochs: int = 2, beside: Any = None, **options: Any) -> None:
     callback = CheckpointCallback(root, **{"experiment": EXPERIMENT, **options})
+    callbacks = [callback] if beside is None else [callback, beside]
     trainer = pl.Trainer(
-        accelerator="cpu", callbacks=[callback], max_epochs=epochs, logger=False, log_every_n_steps=2,
+        accelerator="cpu", callbacks=callbacks, max_epochs=epochs, logger=False, log_every_n_steps=2,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     data = DataLoader(TensorDataset(torch.arange(8.0).reshape(8, 1) / 8), batch_size=2)
@@ -61,6 +62,36 @@ def run(root: Path, module: Any = None, epochs: int = 2, **options: Any) -> None
 
 def test_every_event_reaches_hooks(tmp_path: Path) -> None:
     check_all_events(lambda root, **options: run(root, monitor="val_loss", **options), tmp_path)
+
+
+class Counting(BaseHook):
+    """Counts steps, through all resumes."""
+
+    name = "counting"
+    events = (HookEvent.STEP_END,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = 0
+
+    def execute(self, context: Any) -> None:
+        self.steps += 1
+
+    def state_dict(self) -> dict[str, int]:
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.steps = state["steps"]
+
+
+def test_each_of_two_callbacks_has_its_own_to_remember(tmp_path: Path) -> None:
+    for epochs in (1, 2):
+        counting = [Counting(), Counting()]
+        run(
+            tmp_path / "a", epochs=epochs, hooks=[counting[0]],
+            beside=CheckpointCallback(tmp_path / "b", experiment="b", hooks=[counting[1]]),
+        )  # fmt: skip
+        assert [each.steps for each in counting] == [4 * epochs] * 2
 
 
 @pytest.mark.parametrize(("schedule", "fell"), [("step", 6), ("epoch", 8), ("plateau", 12)])
