@@ -126,6 +126,9 @@ def _entry(path: Path, number: int, table: Any) -> ConfiguredHook:
 
 def _document(path: Path) -> dict[str, Any]:
     try:
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISCHR(mode)):  # a pipe would be waited for; /dev/null is fine
+            _refuse(path, "", "it is no file")
         with path.open("rb") as file:
             data = file.read(_LARGEST + 1)
     except OSError as error:
@@ -143,9 +146,7 @@ def _document(path: Path) -> dict[str, Any]:
         raise _unusable(path, "", f"it is not UTF-8 text: {error}") from error
     except RecursionError as error:
         raise _unusable(path, "", "it is nested too deep") from error
-    except (
-        ValueError
-    ) as error:  # TOMLDecodeError is one, and so is what Python says of a number with too many digits
+    except ValueError as error:  # TOMLDecodeError is one, and so is a number with too many digits
         raise _unusable(path, "", f"it is not TOML: {error}") from error
 
 

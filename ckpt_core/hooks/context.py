@@ -72,7 +72,7 @@ class HookContext:
     def loss(self) -> float | None:
         """The loss of the step just made: of the weights before it. To read it may wait for the device.
 
-        Of the metrics, where the training tells no other. None where it tells none, and in a BACKGROUND hook.
+        Where the training tells no other, and in a BACKGROUND hook, the one among the metrics; else None.
         """
         found = self.read_loss() if self.read_loss is not None else None
         return self.metrics.get("loss") if found is None else found

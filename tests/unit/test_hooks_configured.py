@@ -202,9 +202,10 @@ def test_hostile_bytes_are_refused(tmp_path, data, said):
     assert len(str(caught.value)) < 1000
 
 
-def test_a_folder_in_its_place_is_refused(tmp_path):
-    (tmp_path / "ckpt.toml").mkdir()
-    with pytest.raises(UsageError, match="cannot be read"):
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, make):
+    make(tmp_path / "ckpt.toml")
+    with pytest.raises(UsageError, match="ckpt.toml: it is no file"):
         read_hook_file(tmp_path / "ckpt.toml")
 
 
