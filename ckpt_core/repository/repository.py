@@ -237,10 +237,10 @@ class Repository:
                 if not gone:
                     gone = self._gone_since(part, lease)
                     if not gone:
-                        if (
-                            draft.sign is not None and not lease.stands()
-                        ):  # it may have been pruned as nobody's
-                            self.signatures.add(committed, draft.sign)
+                        if draft.sign is not None and not lease.stands():
+                            self.signatures.add(
+                                committed, draft.sign
+                            )  # a prune may have taken it for nobody's
                         return committed
                     self.forget(committed.key)
             _log.warning("packs vanished during a save, which is made again: %s", ", ".join(gone))

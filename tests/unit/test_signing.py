@@ -561,6 +561,11 @@ def test_signing_what_is_there(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         reading.sign("latest")
         assert reading.load()["step"] == 2, "what is to be signed need not be signed"
         reading.sign("latest")
+        records = [
+            record for record in reading.workspace.index.catalog().audit_log() if record.event == "sign"
+        ]
+        assert [record.outcome for record in records] == ["done"] * 3
+        assert SigningKey(ALICE).name in str(records[0])
     assert len(json.loads(signatures(tmp_path)[1].read_bytes())["signatures"]) == 1
 
 
