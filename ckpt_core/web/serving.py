@@ -62,15 +62,25 @@ class Server:
 
     def run(self) -> None:
         """Answers until SIGINT or SIGTERM, or `stop`."""
-        if threading.current_thread() is threading.main_thread():
-            # What uvicorn was told to end by it raises again at its end: then the caller has still to clear up.
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
-        with self._socket, contextlib.suppress(KeyboardInterrupt):
+        with self._socket, _told_to_end(), contextlib.suppress(KeyboardInterrupt):
             self._server.run(sockets=[self._socket])
 
     def stop(self) -> None:
         """Ends `run`, from any thread, when what was asked is answered."""
         self._server.should_exit = True
+
+
+@contextlib.contextmanager
+def _told_to_end() -> Iterator[None]:
+    """The signal that uvicorn was told to end by it raises again at its end. Then the caller has still to clear up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
 
 
 @contextlib.contextmanager

@@ -60,6 +60,7 @@ def test_over_a_socket(server: Server, newest: str) -> None:
         assert int.from_bytes(answer.read(), "little") > 0
     with pytest.raises(urllib.error.HTTPError) as caught:
         ask(server, "api/v1/store", Authorization="")
+    caught.value.close()
     assert caught.value.code == 401
     assert "server" not in {name.lower() for name in caught.value.headers}
 
@@ -179,8 +180,9 @@ def test_the_command(root: Path, tmp_path: Path) -> None:
         )
         with urllib.request.urlopen(request, timeout=60) as answer:
             assert json.load(answer)["allow_write"] is False
-        with pytest.raises(urllib.error.HTTPError):
+        with pytest.raises(urllib.error.HTTPError) as caught:
             urllib.request.urlopen(f"{address}?token=wrong", timeout=60)
+        caught.value.close()
     assert not place.exists()
     assert token not in running.errors
     assert "Traceback" not in running.errors
