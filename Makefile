@@ -30,7 +30,7 @@ KERAS := keras-jax,keras-torch,keras-tensorflow
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup demo exact crash bits fuzz histories test lint types test-core test-wheel test-lean test-adapters $(FRAMEWORKS) \
-	test-keras-jax test-keras-torch test-keras-tensorflow test-snippets format clean
+	test-links test-keras-jax test-keras-torch test-keras-tensorflow test-snippets format clean
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -64,8 +64,8 @@ lint: $(READY) ## ruff and the import floors
 types: $(READY) ## mypy --strict
 	"$(BIN)/mypy"
 
-test-lean: $(READY) ## tox: the core and the wheel without any framework; Keras with each backend alone
-	"$(BIN)/python" -m tox run -e core,wheel,$(KERAS)
+test-lean: $(READY) ## tox: the core and the wheel without any framework; links; Keras with each backend alone
+	"$(BIN)/python" -m tox run -e core,wheel,links,$(KERAS)
 
 test-core: $(READY) ## the core's tests, in the environment at hand
 	$(PYTEST) $(CORE_TESTS) $(PYTEST_ARGS)
@@ -80,8 +80,11 @@ $(FRAMEWORKS): test-%: $(READY) # one framework's adapter
 test-keras-jax test-keras-torch test-keras-tensorflow: test-keras-%: $(READY) # Keras with one backend
 	KERAS_BACKEND=$* $(PYTEST) -m "not native" tests/integrations/keras $(PYTEST_ARGS)
 
+test-links: $(READY) # trackers and monitors, and their page; one MLflow server
+	$(PYTEST) --dist loadfile tests/integrations/links tests/packaging/test_snippets.py -k links $(PYTEST_ARGS)
+
 test-adapters: $(READY) ## every adapter (Keras with one backend), and the documents that need one
-	KERAS_BACKEND=jax $(PYTEST) -m "not native" tests/integrations $(SNIPPETS) --ignore tests/integrations/keras $(PYTEST_ARGS)
+	KERAS_BACKEND=jax $(PYTEST) -m "not native" tests/integrations $(SNIPPETS) --ignore tests/integrations/keras --ignore tests/integrations/links $(PYTEST_ARGS)
 
 exact: $(READY) ## kill every adapter's training and the frameworks' own at six moments; the table of docs/exactness.md
 	mkdir -p build && rm -f $(EXACT)

@@ -105,6 +105,13 @@ class BaseHook(ABC):
         """
         return
 
+    def detach(self) -> None:
+        """Told that whose hook it is has been closed: the last event is over, what it holds open can go.
+
+        Within its `timeout`, if it has one. What it raises is logged.
+        """
+        return
+
     def state_dict(self) -> Mapping[str, Any]:
         """What must survive a resume, as plain values: saved with each checkpoint of a session. Nothing by default."""
         return {}

@@ -8,9 +8,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
+from datetime import datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
+from ckpt_core import clock
 from ckpt_core.errors import UsageError
 from ckpt_core.hooks.events import HookEvent
 
@@ -40,6 +42,7 @@ class HookContext:
 
     `epoch` counts from 0. `reason` says why the event happened (what asked for the save, which signal
     preempted). `error` is the exception of a `*_FAILED` event. `data` holds further facts of the event.
+    `at` is when it happened, which for a BACKGROUND hook is not now.
     `tensors`, on BEFORE_SAVE: what is about to be written, by path, as numpy arrays that cannot be written to.
     They are good until the call returns: copy what is to be kept. `read_loss` gives the loss of the step, where the
     training tells it; see `loss`.
@@ -56,6 +59,7 @@ class HookContext:
     data: Mapping[str, Any] = field(default_factory=dict)
     reason: str | None = None
     error: BaseException | None = None
+    at: datetime = field(default_factory=clock.now, compare=False)
     tensors: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
     read_loss: Callable[[], float | None] | None = field(default=None, compare=False, repr=False)
     _answers: _Answers = field(

@@ -198,13 +198,30 @@ class HookManager:
     def close(self, timeout: float | None = None) -> bool:
         """Queue no more BACKGROUND calls and drain; False if `timeout` seconds were not enough.
 
-        What is still queued then is dropped, counted and logged. Other hooks go on as before. May be
-        called again.
+        What is still queued then is dropped, counted and logged. Hooks that were told whose they are
+        are told that it is over (`detach`); they go on as before. May be called again.
         """
         left = self._background.close(timeout)
         for entry, context in left:
             self._drop(entry, context, "the hook manager was closed before its turn came")
-        return not left and self._background.drain(0)
+        done = not left and self._background.drain(0)
+        self._detach()
+        return done
+
+    def _detach(self) -> None:
+        with self._lock:
+            owner, self._owner = self._owner, None
+        if owner is None:
+            return
+        for entry in self._registered:
+            if entry.is_stuck():  # it would wait for itself
+                continue
+            try:
+                calling.call(entry.hook.detach, entry.timeout, entry.name)
+            except calling.Overrun:
+                _log.error("hook %s did not end within its time limit of %s s", entry.name, entry.timeout)
+            except Exception as error:
+                _log.error("hook %s did not end well: %r", entry.name, error, exc_info=error)
 
     def _free_name(self, hook: BaseHook) -> str:
         wanted = hook.name or type(hook).__name__

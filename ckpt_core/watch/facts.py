@@ -22,7 +22,7 @@ def facts_of(context: HookContext) -> dict[str, Any]:
     attempt, error = context.attempt, context.error
     found: dict[str, Any] = {
         "event": context.event.value,
-        "at": clock.to_text(clock.now()),
+        "at": clock.to_text(context.at),
         "experiment": context.experiment,
         "step": context.step,
         "epoch": context.epoch,

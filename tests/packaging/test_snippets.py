@@ -20,6 +20,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FRAMEWORKS = {"torch", "lightning", "sklearn", "transformers", "jax", "keras", "tensorflow", "orbax"}
 FRAMEWORKS |= {"pandas", "matplotlib", "fastapi", "uvicorn"}  # of the extras
+FRAMEWORKS |= {"mlflow", "wandb", "tensorboard", "prometheus_client", "opentelemetry"}  # of the links
 NEEDS = re.compile(r"<!-- needs: ([\w, ]+) -->")
 FENCE = re.compile(r"(?P<indent> *)(?P<fence>`{3,})(?P<info>[^`]*)")
 KINDS = {"python": True, "python fragment": False}

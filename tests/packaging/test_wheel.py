@@ -19,9 +19,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ADAPTERS = ("torch", "lightning", "transformers", "keras", "jax", "tensorflow")
+PACKAGES = (*ADAPTERS, "links")
 SOURCES = {
     "ckpt_core": ROOT / "ckpt_core",
-    **{f"ckpt_{name}": ROOT / "integrations" / f"ckpt_{name}" for name in ADAPTERS},
+    **{f"ckpt_{name}": ROOT / "integrations" / f"ckpt_{name}" for name in PACKAGES},
 }
 FRAMEWORKS = {*ADAPTERS, "flax", "orbax-checkpoint", "pytorch-lightning", "tensorflow-cpu"}
 

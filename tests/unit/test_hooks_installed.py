@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Literal
 
@@ -186,3 +187,46 @@ def test_a_background_hook_has_no_tensors(tmp_path):
     with CheckpointManager(tmp_path / "store", experiment="e", hooks=[late]) as manager:
         manager.save({"w": np.arange(3.0)}, step=1, wait=True)
     assert seen == [None]
+
+
+def test_a_hook_is_told_that_it_is_over_after_the_last_event_and_once(tmp_path):
+    told = []
+
+    class Ends(BaseHook):
+        events = (HookEvent.AFTER_SAVE,)
+        priority = HookPriority.BACKGROUND
+
+        def execute(self, context):
+            told.append("saved")
+
+        def detach(self):
+            told.append("over")
+
+    with CheckpointManager(tmp_path, experiment="x", hooks=[Ends()]) as manager:
+        manager.save({"w": 1}, step=1)
+    manager.close()
+    manager.hooks.close()
+    assert told == ["saved", "over"]
+
+
+def test_a_hook_that_does_not_end_holds_nobody_up(tmp_path, caplog):
+    class Hangs(BaseHook):
+        events = (HookEvent.TRAIN_END,)
+        timeout = 0.05
+        goes_on = threading.Event()
+
+        def execute(self, context):
+            return None
+
+        def detach(self):
+            assert self.goes_on.wait(30)
+
+    class Raises(Hangs):
+        def detach(self):
+            raise OSError("the server is away")
+
+    with CheckpointManager(tmp_path, experiment="x", hooks=[Hangs(), Raises()]):
+        pass
+    Hangs.goes_on.set()
+    assert "hook Hangs did not end within its time limit of 0.05 s" in caplog.text
+    assert "hook Raises did not end well: OSError('the server is away')" in caplog.text

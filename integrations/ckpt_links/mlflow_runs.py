@@ -1,0 +1,134 @@
+"""MLflow: each checkpoint an external model of a run, with its metrics. The bytes stay where they are.
+
+The server is MLflow's own setting (`MLFLOW_TRACKING_URI`, `mlflow.set_tracking_uri`). `ckpt_links.mlflow_artifacts`
+reads what the models point to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Unpack
+
+from ckpt_core import HookContext, HookEvent
+from ckpt_core.hooks import HookOptions
+from ckpt_links.link import Link, require
+from ckpt_links.places import place_of
+
+__all__ = ["MLflowLink"]
+
+_ENDS = {HookEvent.TRAIN_END: "FINISHED", HookEvent.TRAIN_FAILED: "FAILED", HookEvent.PREEMPTED: "KILLED"}
+
+
+class MLflowLink(Link):
+    """Tells MLflow of metrics and checkpoints.
+
+    Each checkpoint becomes an external model (`mlflow.create_external_model`), named `<experiment>-step-<step>`, whose
+    tag `ckpt.uri` is a `ckpt://` address that MLflow can list and download; its metrics are logged with its
+    `model_id`. The best one has the tag `ckpt.best`. `run_id`: a run of yours; left out, one is begun for this
+    attempt in the MLflow experiment of the same name, and ended as training ends. `params`: of that run.
+    Raises MissingExtraError.
+    """
+
+    events = (
+        HookEvent.TRAIN_BEGIN,
+        HookEvent.EVALUATE_END,
+        HookEvent.EPOCH_END,
+        HookEvent.AFTER_SAVE,
+        HookEvent.NEW_BEST,
+        HookEvent.TRAIN_END,
+        HookEvent.TRAIN_FAILED,
+        HookEvent.PREEMPTED,
+    )
+    timeout = 60.0
+
+    def __init__(
+        self,
+        *,
+        run_id: str | None = None,
+        params: Mapping[str, bool | float | str] | None = None,
+        **options: Unpack[HookOptions],
+    ) -> None:
+        super().__init__(**options)
+        self._mlflow = require("mlflow", "mlflow")
+        self._entities = require("mlflow.entities", "mlflow")
+        self.run_id = run_id
+        self.params = dict(params or {})
+        self._own = run_id is None
+        self._experiment: str | None = None
+        self._attempt: str | None = None
+        self._models: dict[str, str] = {}
+        self._best: str | None = None
+
+    def execute(self, context: HookContext) -> None:
+        client = self._mlflow.MlflowClient()
+        run = self._run(client, context)
+        if context.event is HookEvent.AFTER_SAVE:
+            self._tell_checkpoint(client, run, context)
+        elif context.event is HookEvent.NEW_BEST:
+            self._tell_best(client, context)
+        elif context.metrics:
+            self._log(client, run, context, None)
+        if context.event in _ENDS and self._own:
+            client.set_terminated(run, _ENDS[context.event])
+
+    def _run(self, client: Any, context: HookContext) -> str:
+        attempt = None if context.attempt is None else context.attempt.id
+        if self.run_id is not None and (not self._own or self._attempt == attempt):
+            if self._experiment is None:
+                self._experiment = client.get_run(self.run_id).info.experiment_id
+            return self.run_id
+        name = context.experiment or "training"
+        found = client.get_experiment_by_name(name)
+        self._experiment = found.experiment_id if found is not None else client.create_experiment(name)
+        tags = {"ckpt.experiment": name}
+        if context.attempt is not None:
+            tags |= {"ckpt.attempt": context.attempt.id, "ckpt.lineage": context.attempt.lineage}
+        number = "" if context.attempt is None else f"-{context.attempt.number}"
+        run = client.create_run(self._experiment, tags=tags, run_name=f"{name}{number}")
+        self.run_id, self._attempt = run.info.run_id, attempt
+        for key, value in self.params.items():
+            client.log_param(self.run_id, key, value)
+        assert self.run_id is not None
+        return self.run_id
+
+    def _tell_checkpoint(self, client: Any, run: str, context: HookContext) -> None:
+        checkpoint = context.checkpoint
+        assert checkpoint is not None
+        model = self._mlflow.create_external_model(
+            name=f"{_named(checkpoint.experiment)}-step-{checkpoint.step}",
+            source_run_id=run,
+            experiment_id=self._experiment,
+            model_type="checkpoint",
+            params={"step": str(checkpoint.step), "logical_bytes": str(checkpoint.logical_bytes)},
+            tags={
+                "ckpt.uri": place_of(self.manager, checkpoint),
+                "ckpt.id": checkpoint.id,
+                "ckpt.digest": checkpoint.digest,
+            },
+        )
+        self._models = {checkpoint.id: model.model_id}
+        self._log(client, run, context, model.model_id)
+
+    def _tell_best(self, client: Any, context: HookContext) -> None:
+        model = self._models.get(context.checkpoint.id) if context.checkpoint is not None else None
+        if model is None:
+            return
+        client.set_logged_model_tags(model, {"ckpt.best": "true"})
+        if self._best is not None and self._best != model:
+            client.delete_logged_model_tag(self._best, "ckpt.best")
+        self._best = model
+
+    def _log(self, client: Any, run: str, context: HookContext, model: str | None) -> None:
+        at = round(context.at.timestamp() * 1000)
+        metrics = [
+            self._entities.Metric(_named(name), value, at, context.step or 0, model_id=model, run_id=run)
+            for name, value in context.metrics.items()
+            if math.isfinite(value)  # a database behind the server may refuse others
+        ]
+        client.log_batch(run, metrics=metrics)
+
+
+def _named(name: str) -> str:
+    """A name as MLflow takes it: letters, digits, and a few signs."""
+    return "".join(sign if sign.isalnum() or sign in "_-. /" else "_" for sign in name)
