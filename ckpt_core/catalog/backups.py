@@ -1,7 +1,7 @@
 """Copies of an SQLite catalog in a folder beside it: made before whatever changes much, kept by a small rotation.
 
-They are for what the store cannot tell again: the audit trail and the record of checks. A catalog on a server is
-backed up by those who run the server.
+They are for what the store cannot tell again: the audit trail and the record of checks. Those of a catalog on a
+server, which are files of the same kind, are made in `copying.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sqlalchemy import make_url
 from ckpt_core import clock
 from ckpt_core.errors import CatalogError, NotFoundError, UsageError
 
-__all__ = ["BACKUPS", "KEEP", "back_up", "backups_of", "file_of", "move_aside", "restore"]
+__all__ = ["BACKUPS", "KEEP", "back_up", "backups_of", "choose", "file_of", "move_aside", "restore"]
 
 BACKUPS = "backups"
 KEEP = 5
@@ -27,25 +27,26 @@ _STALE_SECONDS = 3600.0
 _log = logging.getLogger("ckpt_core.catalog")
 
 
-def file_of(url: str) -> Path:
-    """The file of an SQLite catalog. Raises UsageError for any other."""
+def file_of(url: str) -> Path | None:
+    """The file of an SQLite catalog; None for one on a server. Raises UsageError for one in memory."""
     found = make_url(url)
-    if found.get_backend_name() != "sqlite" or found.database in (None, "", ":memory:"):
-        raise UsageError(
-            f"the catalog {found.render_as_string()} is no SQLite file: back it up where it is kept",
-            kind="catalog",
-        )
+    if found.get_backend_name() != "sqlite":
+        return None
+    if found.database in (None, "", ":memory:"):
+        raise UsageError("the catalog is in memory, where nothing is backed up", kind="catalog")
     return Path(os.path.abspath(str(found.database)))
 
 
-def back_up(path: Path, reason: str, *, spare: Path | None = None) -> Path:
+def back_up(path: Path, reason: str, *, spare: Path | None = None, beside: Path | None = None) -> Path:
     """A copy of the SQLite file, durable when this returns, by SQLite's online backup: others may go on writing.
 
-    `reason` becomes a part of its name. `spare`: an older copy that stays, also where it is one too many. Raises
-    CatalogError (kind `backup`); then no older copy is touched.
+    `reason` becomes a part of its name. `spare`: an older copy that stays, also where it is one too many. `beside`:
+    the catalog that it is a backup of, if that is not the file itself. Raises CatalogError (kind `backup`); then no
+    older copy is touched.
     """
-    folder = path.parent / BACKUPS
-    name = f"{path.stem}-{reason}-{clock.now():%Y%m%dT%H%M%S%fZ}.db"
+    beside = path if beside is None else beside
+    folder = beside.parent / BACKUPS
+    name = f"{beside.stem}-{reason}-{clock.now():%Y%m%dT%H%M%S%fZ}.db"
     final, partial = folder / name, folder / f".{name}.partial"
     try:
         folder.mkdir(exist_ok=True)
@@ -56,7 +57,7 @@ def back_up(path: Path, reason: str, *, spare: Path | None = None) -> Path:
         _flush(partial)
         os.replace(partial, final)
         _flush(folder)
-        _remove_left(path, final.stat().st_mtime - _STALE_SECONDS)
+        _remove_left(beside, final.stat().st_mtime - _STALE_SECONDS)
     except (OSError, sqlite3.Error) as error:
         with suppress(OSError):
             partial.unlink()
@@ -66,7 +67,7 @@ def back_up(path: Path, reason: str, *, spare: Path | None = None) -> Path:
             kind="backup",
             url=str(path),
         ) from error
-    for old in backups_of(path)[KEEP:]:
+    for old in backups_of(beside)[KEEP:]:
         if old != spare:
             with suppress(OSError):
                 old.unlink()
@@ -90,10 +91,8 @@ def restore(path: Path, name: str | None = None) -> Path:
     What is there now is backed up first, if it can be read; what cannot be is moved aside. Others may have it
     open: they see the old contents or the new. Raises NotFoundError, CatalogError.
     """
-    chosen = _chosen(path, name)
-    # Immutable: a copy knows write-ahead logging, too, and its helper files need room that may not be there.
-    with closing(sqlite3.connect(f"{chosen.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as source:
-        _check(source, chosen)
+    chosen = choose(path, name)
+    with closing(_opened(chosen)) as source:
         try:
             if path.exists():
                 back_up(path, "restore", spare=chosen)
@@ -112,7 +111,9 @@ def restore(path: Path, name: str | None = None) -> Path:
     return chosen
 
 
-def _chosen(path: Path, name: str | None) -> Path:
+def choose(path: Path, name: str | None = None) -> Path:
+    """The newest backup of a catalog, or the one of this name, looked through for damage. Raises NotFoundError,
+    CatalogError (kind `corrupt`)."""
     found = backups_of(path)
     matching = found if name is None else [copy for copy in found if name in (copy.name, copy.stem)]
     if not matching:
@@ -122,20 +123,24 @@ def _chosen(path: Path, name: str | None) -> Path:
             + (f"there are {there}" if there else "`ckpt reindex` builds it anew from the store"),
             kind="backup",
         )
-    return matching[0]
-
-
-def _check(source: sqlite3.Connection, chosen: Path) -> None:
-    try:
-        (found,) = source.execute("PRAGMA quick_check").fetchone()
-    except sqlite3.DatabaseError as error:
-        found = str(error)
-    if found != "ok":
+    chosen = matching[0]
+    with closing(_opened(chosen)) as source:
+        try:
+            (damage,) = source.execute("PRAGMA quick_check").fetchone()
+        except sqlite3.DatabaseError as error:
+            damage = str(error)
+    if damage != "ok":
         raise CatalogError(
-            f"the backup {chosen} is damaged ({found}): name another, or run `ckpt reindex`",
+            f"the backup {chosen} is damaged ({damage}): name another, or run `ckpt reindex`",
             kind="corrupt",
             url=str(chosen),
         )
+    return chosen
+
+
+def _opened(copy: Path) -> sqlite3.Connection:
+    """Immutable: a copy knows write-ahead logging, too, and its helper files need room that may not be there."""
+    return sqlite3.connect(f"{copy.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
 
 
 def _take_the_place(source: sqlite3.Connection, path: Path) -> None:

@@ -19,6 +19,7 @@ from sqlalchemy.types import TypeEngine
 __all__ = [
     "begin",
     "connect_arguments",
+    "described",
     "ends_at_changes_of_tables",
     "error_kind",
     "exact_text",
@@ -268,6 +269,21 @@ def without_foreign_keys(connection: Connection) -> Iterator[None]:
         driver.execute("PRAGMA foreign_keys = ON")
 
 
+def described(connection: Connection) -> str:
+    """The database and its version, as people call them."""
+    dialect = connection.dialect
+    if dialect.name == "sqlite":
+        return f"SQLite {sqlite3.sqlite_version}"
+    found = getattr(dialect, "server_version_info", None) or ()
+    mariadb = getattr(dialect, "is_mariadb", False)
+    name = (
+        "MariaDB"
+        if mariadb
+        else {"postgresql": "PostgreSQL", "mysql": "MySQL"}.get(dialect.name, dialect.name)
+    )
+    return " ".join((name, ".".join(str(part) for part in found if isinstance(part, int)))).strip()
+
+
 def ends_at_changes_of_tables(connection: Connection) -> bool:
     """Whether a transaction ends where a table is changed, so that what was done before cannot be undone."""
     return connection.dialect.name in ("mysql", "mariadb")
@@ -324,10 +340,10 @@ def error_kind(error: DBAPIError) -> str:
         return _SQLITE_KINDS.get(getattr(cause, "sqlite_errorcode", 0) & 0xFF, "database")
     if error.connection_invalidated:
         return "unavailable"
+    code = cause.args[0] if cause is not None and cause.args else None
+    if isinstance(code, int):  # MySQL's own say more than the states that come with them
+        return "unavailable" if 2000 <= code < 2100 else _MYSQL_KINDS.get(code, "database")
     state = getattr(cause, "sqlstate", None)
     if isinstance(state, str):
         return "unavailable" if state[:2] in ("08", "57") else _POSTGRESQL_KINDS.get(state, "database")
-    code = cause.args[0] if cause is not None and cause.args else None
-    if isinstance(code, int):
-        return "unavailable" if 2000 <= code < 2100 else _MYSQL_KINDS.get(code, "database")
     return "unavailable" if type(error).__name__ == "OperationalError" else "database"

@@ -24,7 +24,7 @@ from ckpt_core.catalog import dialect
 from ckpt_core.catalog.mounts import is_on_network
 from ckpt_core.catalog.schema import stores
 from ckpt_core.catalog.scope import STORE, in_store
-from ckpt_core.catalog.types import to_json
+from ckpt_core.catalog.types import as_column
 from ckpt_core.errors import CatalogError, MissingExtraError, UsageError
 
 __all__ = ["Database", "parse", "shown"]
@@ -250,7 +250,7 @@ _STATES = {"database": "not usable", "full": "full", "read-only": "read-only"}
 
 def _create(url: URL, **options: object) -> Engine:
     try:
-        return create_engine(url, json_serializer=to_json, **options)
+        return create_engine(url, json_serializer=as_column, **options)
     except (NoSuchModuleError, ArgumentError) as error:
         raise UsageError(
             f"{url.drivername!r} is no database known here: sqlite, postgresql+psycopg or mysql+pymysql",

@@ -13,6 +13,7 @@ from ckpt_core.catalog import (
     audit,
     backups,
     checkpoints,
+    dialect,
     experiments,
     integrity,
     metrics,
@@ -45,9 +46,8 @@ class Catalog:
 
     It is that of one store, though others may share its database. All methods may be called from any thread.
     Each that writes is one transaction (those that take an iterable: one for each batch, and the iterable is
-    read outside of it), safe to repeat, and raises CatalogError, whose `kind` is "locked", "corrupt",
-    "unavailable", "read-only", "full", "closed" or "database"; UsageError for a value that cannot be stored.
-    Datetimes are aware and in UTC.
+    read outside of it), safe to repeat, and raises CatalogError, whose kinds are in `docs/catalog.md`; UsageError
+    for a value that cannot be stored. Datetimes are aware and in UTC.
     """
 
     def __init__(self, database: Database, store: str | None = None) -> None:
@@ -86,6 +86,12 @@ class Catalog:
     def url(self) -> str:
         """Where the catalog is, without any password."""
         return str(self._database)
+
+    @property
+    def database(self) -> str:
+        """The database's name and version, as "PostgreSQL 15.8". Raises CatalogError."""
+        with self._database.reading() as connection:
+            return dialect.described(connection)
 
     # -- checkpoints, written
 

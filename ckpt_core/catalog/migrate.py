@@ -17,7 +17,7 @@ from ckpt_core.catalog.engine import Database
 from ckpt_core.catalog.schema import REVISIONS, catalog_version, metadata
 from ckpt_core.errors import CatalogError, CkptError, FormatError, UsageError
 
-__all__ = ["bring_up_to_date", "check", "take_back", "upgrade"]
+__all__ = ["bring_up_to_date", "check", "revision", "take_back", "upgrade"]
 
 _log = logging.getLogger("ckpt_core.catalog")
 
@@ -34,7 +34,7 @@ def bring_up_to_date(
     """
     head = revisions[-1]
     _refuse_views(database)
-    found = _glance(database)
+    found = revision(database)
     if found == head:
         return None
     _refuse_newer(database, found, revisions)
@@ -51,19 +51,20 @@ def bring_up_to_date(
         return _change(database, connection, found, head, scripts)
 
 
-def take_back(database: Database, revision: str, *, scripts: str = SCRIPTS) -> Path | None:
+def take_back(database: Database, wanted: str, *, scripts: str = SCRIPTS) -> Path | None:
     """Brings the tables back to an earlier revision, for an earlier version of ckpt-core; the backup made, if any.
 
     Raises UsageError for a revision that is none, CatalogError where the earlier one cannot hold what is there.
     """
     with database.altering() as connection:
         found = _revision(connection, database)
-        if found is None or revision not in REVISIONS[: REVISIONS.index(found) + 1]:
+        _refuse_newer(database, found, REVISIONS)
+        if found is None or wanted not in REVISIONS[: REVISIONS.index(found) + 1]:
             raise UsageError(
-                f"the catalog {database} is of revision {found}: there is no way back to {revision!a}",
+                f"the catalog {database} is of revision {found}: there is no way back to {wanted!a}",
                 kind="revision",
             )
-        return None if found == revision else _change(database, connection, found, revision, scripts)
+        return None if found == wanted else _change(database, connection, found, wanted, scripts)
 
 
 def _change(database: Database, connection: Connection, found: str, wanted: str, scripts: str) -> Path | None:
@@ -102,15 +103,15 @@ def check(database: Database) -> None:
                 raise database.error("corrupt", str(found))
 
 
-def upgrade(connection: Connection, scripts: str = SCRIPTS, revision: str = "head") -> None:
+def upgrade(connection: Connection, scripts: str = SCRIPTS, wanted: str = "head") -> None:
     """Runs every revision on the way to this one, up or down, inside the caller's transaction."""
     from alembic import command
     from alembic.config import Config
 
     config = Config(attributes={"connection": connection, "version_table": catalog_version.name})
     config.set_main_option("script_location", scripts.replace("%", "%%"))
-    back = revision in REVISIONS and (_version(connection) or "") > revision
-    (command.downgrade if back else command.upgrade)(config, revision)
+    back = wanted in REVISIONS and (_version(connection) or "") > wanted
+    (command.downgrade if back else command.upgrade)(config, wanted)
 
 
 def _refuse_views(database: Database) -> None:
@@ -129,8 +130,8 @@ def _refuse_views(database: Database) -> None:
         )
 
 
-def _glance(database: Database) -> str | None:
-    """The revision by one SELECT, which answers for every catalog but a new one."""
+def revision(database: Database) -> str | None:
+    """The revision of a catalog's tables; None where there are none. One SELECT. Raises CatalogError."""
     try:
         with database.reading() as connection:
             return _version(connection)

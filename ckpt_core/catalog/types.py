@@ -23,6 +23,7 @@ __all__ = [
     "ExactText",
     "LongText",
     "UtcMicroseconds",
+    "as_column",
     "check_integer",
     "check_name",
     "check_uid",
@@ -173,6 +174,12 @@ def tidy(value: Any) -> Any:
 def to_json(value: Any) -> str:
     """Canonical JSON: sorted keys, no spaces, ASCII. Raises ValueError for what JSON has no word for."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def as_column(value: Any) -> str:
+    """JSON for a column that databases look into: with characters as they are, since not all of them take an escape
+    in a key for the character."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def from_json(text: str) -> Any:

@@ -248,7 +248,10 @@ def _catalog(manifests: _Manifests, open_catalog: Callable[[], Catalog]) -> Iter
             "find out who changed the database; checkpoints are not touched by it",
         )
     if not (missing or extra or broken is not None):
-        yield Finding("ok", "catalog", f"{counted(len(known), 'checkpoint')}, as in the store")
+        message = f"{counted(len(known), 'checkpoint')}, as in the store; {catalog.database}"
+        yield Finding(
+            "ok", "catalog", message if catalog.url.startswith("sqlite") else f"{message} at {catalog.url}"
+        )
 
 
 def _mirror(compare: Callable[[], MirrorStatus] | None) -> Iterator[Finding]:

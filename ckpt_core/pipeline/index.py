@@ -56,7 +56,7 @@ class Index:
         cache: CacheManager | None = None,
     ) -> None:
         self.url = url
-        self._repository = repository
+        self._repository, self._id = repository, repository.document.store_id
         self._segments = segments
         self._records = ExperimentRecords(repository.store)
         self._file = file
@@ -81,7 +81,7 @@ class Index:
         """The catalog itself. Raises CatalogError, FormatError, UsageError where it cannot be used."""
         with self._lock:
             if self._closed:
-                raise CatalogError(f"the catalog {self.url} was closed with its manager", kind="closed")
+                raise CatalogError("the catalog was closed with its manager", kind="closed")
             if self._catalog is not None and self._inode != self._file_inode():
                 _log.warning("the catalog %s was deleted or replaced while it was open", self._file)
                 self._catalog.close()
@@ -91,8 +91,7 @@ class Index:
 
                 self._in_line.clear()
                 self._refuse_strangers()
-                store = self._repository.document.store_id
-                self._catalog = Catalog.open(self.url, store=store, timeout=_TIMEOUT)
+                self._catalog = Catalog.open(self.url, store=self._id, timeout=_TIMEOUT)
                 self._inode = self._file_inode()
             return self._catalog
 
@@ -247,6 +246,8 @@ class Index:
 
         try:
             path = backups.file_of(self.url)
+            if path is None:
+                raise error
             self.release()
             backups.move_aside(path)
         except (UsageError, OSError):  # it is no file, or one that stays where it is

@@ -78,6 +78,7 @@ class CatalogContract(CheckpointsContract, QueriesContract, HistoryContract, Exp
         catalog.record_pack_check("p", "ok", 1)
         catalog.audit("save", uid(1), "ok")
         catalog.note_listing("digits", "word")
+        catalog.set_experiment_tag("digits", "good")
         database = catalog._database
         mine = database.store
         theirs = enter(database, "01OTHER")  # takes over what is nobody's
@@ -91,7 +92,7 @@ class CatalogContract(CheckpointsContract, QueriesContract, HistoryContract, Exp
         before = everything(catalog)
 
         database.store = theirs
-        nothing = everything(catalog)
+        nothing = [*everything(catalog), catalog.experiment_facts(), catalog.experiment_tags()]
         assert not any(nothing), nothing
         assert catalog.listing_word("digits") is None
         catalog.put_checkpoints(

@@ -26,6 +26,7 @@ def fill(catalog: Catalog) -> None:
     catalog.put_checkpoint(checkpoint(9, experiment="Digits", pinned=True), [("p", 1)])
     catalog.forget_checkpoints([uid(1)])
     catalog.add_metrics("digits", attempt(1), [point(1), point(2, float("inf"))])
+    catalog.set_experiment_tag("digits", "good")
     catalog.record_check(uid(1), "full", "ok", {"a": [1, "🧪"]})
     for number in range(3):
         catalog.audit("save", uid(number), "ok", {"é": number})

@@ -11,8 +11,10 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import ColumnElement, select
 
 from ckpt_core.catalog import Catalog
+from ckpt_core.catalog.schema import checkpoints
 from ckpt_core.errors import UsageError
 from ckpt_core.model import Attempt, Checkpoint, ExperimentSummary, MetricPoint
 from contract.catalog_case import BEGIN, INF, NAN, CatalogCase, attempt, checkpoint, point, uid
@@ -230,6 +232,23 @@ class QueriesContract(CatalogCase):
             ),
             ExperimentSummary("logged", 0, 1, None, None, None, 0, 0),
         ]
+
+    def test_columns_of_json_are_asked_alike(self, catalog: Catalog) -> None:
+        for number, value in enumerate((0.25, 0.5, 3.0, NAN)):
+            metrics = {"val/loss.x": value, "é 🧪": number}
+            catalog.put_checkpoint(checkpoint(number, metrics=metrics), [])
+        metric = checkpoints.c.metrics["val/loss.x"]
+
+        def found(condition: ColumnElement[bool]) -> list[str]:
+            query = select(checkpoints.c.uid).where(condition).order_by(checkpoints.c.uid)
+            with catalog._database.reading() as connection:
+                return list(connection.scalars(query))
+
+        assert found(metric.as_string() == "nan") == [uid(3)]
+        known = checkpoints.c.step < 3
+        assert found(known & (metric.as_float() < 0.4)) == [uid(0)]
+        assert found(known & (metric.as_float() >= 0.5)) == [uid(1), uid(2)]
+        assert found(checkpoints.c.metrics["é 🧪"].as_float() == 2) == [uid(2)]
 
     # -- the newest and the best
 

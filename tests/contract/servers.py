@@ -82,6 +82,10 @@ class Server(ABC):
         self._kill(self._process)
         self._process.wait(60)
 
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
     def close(self) -> None:
         """Ends it. A server that was given keeps nothing of ours."""
         if self.own:
@@ -188,6 +192,7 @@ class PostgreSQL(Server):
             "max_connections": "100",
             "log_min_messages": "fatal",
             "restart_after_crash": "off",
+            "deadlock_timeout": "50ms",
         }
         words = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         return [str(self._programs / "postgres"), "-D", str(self.folder / "data"), *words]
@@ -232,7 +237,7 @@ class MariaDB(Server):
         return [
             *(str(self._programs / "mariadbd"), "--no-defaults", f"--datadir={self.folder}/data"),
             *(f"--socket={self.folder}/socket", f"--pid-file={self.folder}/pid", "--skip-networking"),
-            *("--innodb-flush-log-at-trx-commit=0", "--innodb-flush-method=nosync", "--innodb-doublewrite=0"),
+            *("--innodb-flush-log-at-trx-commit=2", "--innodb-flush-method=nosync", "--innodb-doublewrite=0"),
             *("--innodb-buffer-pool-size=32M", "--innodb-log-file-size=16M", "--skip-log-bin"),
             # What careless administrators set must not matter.
             *("--character-set-server=latin1", "--sql-mode="),

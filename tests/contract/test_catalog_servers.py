@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-for part in ("", "_case", "_checkpoints", "_history", "_migrations", "_queries"):
+for part in ("", "_case", "_checkpoints", "_copies", "_history", "_migrations", "_queries"):
     pytest.register_assert_rewrite(f"contract.catalog{part}")
 
 from contract.catalog import CatalogContract  # noqa: E402
 from contract.catalog_case import emptied  # noqa: E402
+from contract.catalog_copies import CopiesContract  # noqa: E402
 from contract.catalog_migrations import MigrationsContract  # noqa: E402
 from contract.servers import MariaDB, PostgreSQL  # noqa: E402
 
@@ -45,3 +46,15 @@ class TestMariaDBMigrations(MigrationsContract):
     @pytest.fixture
     def fresh(self, mariadb: MariaDB) -> str:
         return mariadb.new_database().render_as_string(hide_password=False)
+
+
+class TestPostgreSQLCopies(CopiesContract):
+    @pytest.fixture
+    def url(self, in_postgresql: str) -> str:
+        return emptied(in_postgresql)
+
+
+class TestMariaDBCopies(CopiesContract):
+    @pytest.fixture
+    def url(self, in_mariadb: str) -> str:
+        return emptied(in_mariadb)

@@ -181,7 +181,7 @@ LOSSES = [
     Loss(cut_short, "corrupt", "reindex"),
     Loss(page_overwritten, "corrupt", "reindex"),
     Loss(a_table_dropped, "not usable", "reindex"),
-    Loss(a_folder_in_its_place, "unavailable", "opening"),
+    Loss(a_folder_in_its_place, "no regular file", "opening"),
     Loss(lambda path: held_by_another(path, "all"), "", "opening"),
     Loss(held_by_another, "", "opening"),
     Loss(read_only, "", "opening"),

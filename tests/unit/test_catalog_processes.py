@@ -4,49 +4,12 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 
 from ckpt_core.catalog import Catalog
 from contract.catalog_case import checkpoint, scripts, uid
-
-READY, GO = "ready\n", "go\n"
-START = """
-import sys
-from ckpt_core.catalog import Catalog, migrate
-from ckpt_core.catalog.engine import Database
-from contract.catalog_case import MORE, attempt, checkpoint, point, uid
-print("ready", flush=True)
-assert sys.stdin.readline() == "go\\n"
-"""
-
-
-def at_once(code: str, *arguments: str, processes: int = 4) -> list[str]:
-    """Runs the code in processes that start together; what each printed."""
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", START + code, str(number), *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
-        for number in range(processes)
-    ]
-    for each in running:
-        assert each.stdout is not None
-        assert each.stdout.readline() == READY, each.communicate()[1]
-    for each in running:
-        assert each.stdin is not None
-        each.stdin.write(GO)
-        each.stdin.flush()
-    said = [each.communicate(timeout=120) for each in running]
-    for each, (_, errors) in zip(running, said, strict=True):
-        assert each.returncode == 0, errors
-    return [output for output, _ in said]
+from contract.processes import at_once
 
 
 def test_processes_that_make_a_catalog_at_once_all_succeed(tmp_path: Path) -> None:
