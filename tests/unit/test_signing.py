@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import stat
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from ckpt_core import (
     CheckpointManager,
@@ -27,8 +24,7 @@ from ckpt_core import (
     UsageError,
 )
 from ckpt_core.format.sealed import seal
-from ckpt_core.format.signing import SigningKey, TrustedKeys, fits, message, new_key, public_keys
-from ckpt_core.opening import ManagerSource
+from ckpt_core.format.signing import SigningKey, TrustedKeys, fits, message, new_key
 from ckpt_core.repository import Repository, layout
 from ckpt_core.stores import LocalStore, MemoryStore
 from crash.wrappers import ScriptedStore
@@ -285,132 +281,6 @@ def test_a_training_that_nobody_signed_takes_no_name(root: Path, caplog: pytest.
         )
 
 
-# -- keys ---------------------------------------------------------------------------------------------
-
-
-def test_keys_are_made_for_their_owner_alone(tmp_path: Path) -> None:
-    name = new_key(tmp_path / "alice.pem")
-    assert stat.S_IMODE((tmp_path / "alice.pem").stat().st_mode) == 0o600
-    assert public_keys(tmp_path / "alice.pem.pub") == [name] == [SigningKey.load(tmp_path / "alice.pem").name]
-    before = (tmp_path / "alice.pem").read_bytes()
-    with pytest.raises(UsageError, match="never overwritten"):
-        new_key(tmp_path / "alice.pem")
-    assert (tmp_path / "alice.pem").read_bytes() == before
-    (tmp_path / "alice.pem").rename(tmp_path / "elsewhere")
-    with pytest.raises(UsageError, match="never overwritten"):
-        new_key(tmp_path / "alice.pem")
-    assert not (tmp_path / "alice.pem").exists(), "half a pair is none"
-    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(UsageError):
-        new_key(tmp_path / "link")
-    assert not (tmp_path / "nowhere").exists()
-
-
-def test_a_passphrase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CKPT_KEY_PASSPHRASE", raising=False)
-    name = new_key(tmp_path / "k", "secret")
-    assert b"ENCRYPTED" in (tmp_path / "k").read_bytes()
-    with pytest.raises(UsageError, match="set CKPT_KEY_PASSPHRASE") as caught:
-        SigningKey.load(tmp_path / "k")
-    assert caught.value.kind == "passphrase"
-    monkeypatch.setenv("CKPT_KEY_PASSPHRASE", "wrong")
-    with pytest.raises(UsageError, match="passphrase is wrong"):
-        SigningKey.load(tmp_path / "k")
-    monkeypatch.setenv("CKPT_KEY_PASSPHRASE", "secret")
-    assert SigningKey.load(tmp_path / "k").name == name
-
-
-def test_a_team_in_one_file(root: Path, tmp_path: Path) -> None:
-    names = [new_key(tmp_path / who) for who in ("alice", "bob")]
-    team = tmp_path / "team.pem"
-    team.write_bytes(
-        b"# the team\n" + b"".join((tmp_path / f"{who}.pub").read_bytes() for who in ("alice", "bob"))
-    )
-    assert list(TrustedKeys.load(team).keys) == names
-    assert set(TrustedKeys.load([team, ALICE.public_key()]).keys.values()) == {str(team), "an object"}
-    with CheckpointManager(root, experiment="x", signing_key=tmp_path / "bob") as bob:
-        bob.sign("step=1")
-    with manager(root, signing_key=None, trusted_keys=str(team)) as reading:
-        assert reading.load("step=1")["step"] == 1, "who signs a second time takes nothing away"
-        with pytest.raises(SignatureError, match=SigningKey(ALICE).name):
-            reading.load("step=2")
-    with manager(root) as reading:
-        assert reading.load("step=1")["step"] == 1
-
-
-def test_others_who_can_read_a_private_key_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    new_key(tmp_path / "k")
-    SigningKey.load(tmp_path / "k")
-    assert caplog.text == ""
-    (tmp_path / "k").chmod(0o640)
-    SigningKey.load(tmp_path / "k")
-    assert "chmod 600" in caplog.text
-
-
-def pem(key: Any, private: bool = True) -> bytes:
-    if private:
-        return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-
-
-@pytest.mark.parametrize(
-    ("content", "private", "says"),
-    [
-        (None, True, "cannot be read"), (None, False, "cannot be read"),
-        (b"", True, "not a private key"), (b"\0" * 40, False, "not a public key"),
-        (b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", False, "not a public key"),
-        (b"x" * 100_000, True, "no key file"), (b"x" * 100_000, False, "no key file"),
-        (pem(ALICE), False, "it is a private one"), (pem(ALICE, private=False), True, "not a private key"),
-        (pem(X25519PrivateKey.generate()), True, "not an Ed25519 key"),
-        (pem(X25519PrivateKey.generate(), private=False), False, "not an Ed25519 key"),
-    ],
-)  # fmt: skip
-def test_what_is_no_key(tmp_path: Path, content: bytes | None, private: bool, says: str) -> None:
-    path = tmp_path / "k"
-    if content is not None:
-        path.write_bytes(content)
-        path.chmod(0o600)
-    option = {"signing_key": path} if private else {"trusted_keys": [path]}
-    with pytest.raises(UsageError, match=says) as caught:
-        CheckpointManager(tmp_path / "store", experiment="x", **option)  # type: ignore[arg-type]
-    assert caught.value.kind == "key"
-    assert not (tmp_path / "store").exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"trusted_keys": []}, "trusted_keys is empty"), ({"trusted_keys": ()}, "trusted_keys is empty"),
-        ({"trusted_keys": [3]}, "neither a public key"), ({"trusted_keys": ALICE}, "neither a public key"),
-        ({"signing_key": 3}, "neither a private key"), ({"signing_key": "a\0b"}, "cannot be read"),
-        ({"signing_key": MALLORY, "trusted_keys": TRUSTED}, "would refuse to load"),
-    ],
-)  # fmt: skip
-def test_what_means_nothing(tmp_path: Path, options: dict[str, Any], says: str) -> None:
-    with pytest.raises(UsageError, match=says):
-        CheckpointManager(tmp_path, experiment="x", **options)
-    with pytest.raises(UsageError, match=says):
-        _ = ManagerSource(tmp_path, "x", None, call="Callback", **options).manager
-
-
-def test_who_trusts_and_cannot_sign_saves_nothing(tmp_path: Path) -> None:
-    with CheckpointManager(tmp_path, experiment="x", trusted_keys=TRUSTED) as reading:
-        with pytest.raises(UsageError, match="give signing_key=, too"):
-            reading.save(state(1), step=1)
-        with pytest.raises(UsageError, match="no key to sign with"):
-            reading.sign("latest")
-
-
-def test_without_the_library_it_is_said_what_to_install(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives", None)
-    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.asymmetric", None)
-    for option in ({"signing_key": "k"}, {"trusted_keys": "k"}):
-        with pytest.raises(MissingExtraError, match=r"ckpt-core\[sign\]"):
-            CheckpointManager(root, experiment="x", **option)  # type: ignore[arg-type]
-    with CheckpointManager(root, experiment="x") as reading:
-        assert reading.load()["step"] == 2, "who trusts nobody needs no library"
-
-
 # -- what becomes of signatures -----------------------------------------------------------------------
 
 
@@ -464,6 +334,23 @@ def test_what_an_interrupted_save_leaves_goes_with_a_later_prune(root: Path) -> 
         assert plan.signatures == (f"signatures/x/{orphan.name}",)
         reading.prune(plan)
     assert len(signatures(root)) == 2
+
+
+def test_a_save_that_was_held_up_signs_again() -> None:
+    """Between its signature and its manifest a prune took its lease for over, and the signature for nobody's."""
+    inner = MemoryStore()
+
+    class HeldUp(ScriptedStore):
+        def put_new(self, key: str, data: Any) -> None:
+            if key.startswith("checkpoints/"):
+                for folder in ("leases", "signatures"):
+                    for info in list(inner.list(folder)):
+                        inner.delete(info.key)
+            super().put_new(key, data)
+
+    with manager(HeldUp(inner)) as saving:
+        saving.save(state(1), step=1, wait=True)
+        assert saving.load()["step"] == 1
 
 
 def test_a_save_that_fails_leaves_none(tmp_path: Path) -> None:
@@ -586,3 +473,39 @@ def test_training_goes_on_from_what_is_signed(root: Path) -> None:
         assert training.attempt.resumed_step == 2
         training.save(state(3), step=3, metrics={"loss": 0.1}, wait=True)
         assert training.load("best")["step"] == 3
+
+
+def test_a_team_in_one_file(root: Path, tmp_path: Path) -> None:
+    names = [new_key(tmp_path / who) for who in ("alice", "bob")]
+    team = tmp_path / "team.pem"
+    team.write_bytes(
+        b"# the team\n" + b"".join((tmp_path / f"{who}.pub").read_bytes() for who in ("alice", "bob"))
+    )
+    assert list(TrustedKeys.load(team).keys) == names
+    assert set(TrustedKeys.load([team, ALICE.public_key()]).keys.values()) == {str(team), "an object"}
+    with CheckpointManager(root, experiment="x", signing_key=tmp_path / "bob") as bob:
+        bob.sign("step=1")
+    with manager(root, signing_key=None, trusted_keys=str(team)) as reading:
+        assert reading.load("step=1")["step"] == 1, "who signs a second time takes nothing away"
+        with pytest.raises(SignatureError, match=SigningKey(ALICE).name):
+            reading.load("step=2")
+    with manager(root) as reading:
+        assert reading.load("step=1")["step"] == 1
+
+
+def test_who_trusts_and_cannot_sign_saves_nothing(tmp_path: Path) -> None:
+    with CheckpointManager(tmp_path, experiment="x", trusted_keys=TRUSTED) as reading:
+        with pytest.raises(UsageError, match="give signing_key=, too"):
+            reading.save(state(1), step=1)
+        with pytest.raises(UsageError, match="no key to sign with"):
+            reading.sign("latest")
+
+
+def test_without_the_library_it_is_said_what_to_install(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives", None)
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.asymmetric", None)
+    for option in ({"signing_key": "k"}, {"trusted_keys": "k"}):
+        with pytest.raises(MissingExtraError, match=r"ckpt-core\[sign\]"):
+            CheckpointManager(root, experiment="x", **option)  # type: ignore[arg-type]
+    with CheckpointManager(root, experiment="x") as reading:
+        assert reading.load()["step"] == 2, "who trusts nobody needs no library"

@@ -12,6 +12,7 @@ from typing import Any
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import ckpt_jax
 import ckpt_keras
@@ -21,10 +22,13 @@ import ckpt_transformers
 from ckpt_core import CheckpointManager, UsageError
 from ckpt_core.opening import ManagerOptions
 
+KEY = Ed25519PrivateKey.generate()
 OPTIONS: dict[str, Any] = {
     "catalog": "sqlite://", "backend": "npz", "hooks_file": False, "max_pending": 3, "on_busy": "skip", "staged_bytes": 1 << 20, "save_threads": 1,
     "chunk_bytes": 1 << 16, "digest": "blake3", "compression": "zstd", "parity": 10,
     "mirror": "memory://mirror-of-adapters", "exclusive": True, "on_save_error": "raise",
+    "config": {"lr": 0.1}, "flush_seconds": 5.0,
+    "signing_key": KEY, "trusted_keys": [KEY.public_key()],
 }  # fmt: skip
 
 
