@@ -21,7 +21,7 @@ from ckpt_core import (
     UsageError,
     Workspace,
 )
-from ckpt_core.hooks import HookPriority, installed_hooks, make_hook
+from ckpt_core.hooks import FunctionHook, HookPriority, installed_hooks, make_hook
 from ckpt_core.hooks.installed import options_of
 from ckpt_core.watch import DiskSpaceGuard, GridMonitor, QuaternionCheck, Sight, TensorHealth, TensorWatcher
 
@@ -106,6 +106,15 @@ def test_a_tag_names_the_checkpoint_that_was_complained_of(store_path, caplog):
     tags = save(store_path, TensorHealth(action="tag"), s1={"w": np.ones(4)}, s2=broken, s3={"w": np.ones(4)})
     assert tags == {1: (), 2: ("health-step-2",), 3: ()}
     assert "TensorHealth at step 2: w: 4 NaN" in caplog.text
+
+
+def test_a_complaint_of_a_save_that_was_not_made_is_not_the_next_ones(store_path):
+    refuse = FunctionHook(lambda context: context.step != 1, name="refuse", events=HookEvent.BEFORE_SAVE)
+    with CheckpointManager(store_path, experiment="x", hooks=[TensorHealth(action="tag"), refuse]) as manager:
+        assert manager.save({"w": np.full(4, np.nan)}, step=1).exception() is not None
+        manager.save({"w": np.ones(4)}, step=2).result()
+        manager.wait()
+        assert [found.tags for found in manager.checkpoints()] == [()]
 
 
 def test_a_warning_is_logged_and_nothing_else(store_path, caplog):
