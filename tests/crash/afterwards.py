@@ -128,9 +128,8 @@ def _go_on(manager: CheckpointManager, root: Path) -> None:
     if oldest.step != NEXT:
         manager.forget(oldest.id, grace=0)
     _grow_old(root)
-    manager.prune(
-        plan_prune(repository, orphan_seconds=-1, now=True)
-    )  # what killed saves left is not waited for
+    # What killed saves left behind is mostly kept for a day: here nobody waits for it.
+    manager.prune(plan_prune(repository, orphan_seconds=-1, now=True))
     execute_prune(repository, plan_prune(repository, orphan_seconds=-1, now=True))
     assert plan_prune(repository, orphan_seconds=-1, now=True).empty
     report = manager.verify()
