@@ -24,8 +24,9 @@ _FLOOR = 0.01
 
 @dataclass(frozen=True, slots=True)
 class OnLossSpike(_Combinable):
-    """When the loss of a step is NaN, infinite, or above the median of the last `window` by more than `deviations`
-    times their spread: the newest checkpoint from before is kept for good, and tagged `tag`. Resume it by that name.
+    """When the loss of a step is NaN, infinite, or above all of the last `window`, and above their median by more
+    than `deviations` times their spread: the newest checkpoint from before is kept for good, and tagged `tag`.
+    Resume it by that name.
 
     Nothing is saved for it: what training has become by then is not worth it. A spike is over with the first loss that
     is not far out; after `window` far ones the loss is taken to be what it is now. The spread is that of the middle
@@ -80,6 +81,7 @@ class OnLossSpike(_Combinable):
             return None
         middle = median(losses)
         spread = max(_SIGMA * median(abs(each - middle) for each in losses), _FLOOR * abs(middle))
-        if loss - middle <= self.deviations * spread:
+        # Above all of them, too: a batch that is hard comes again with every epoch.
+        if loss - middle <= self.deviations * spread or loss <= max(losses):
             return None
         return f"{self.metric} went up to {loss:.6g} from {middle:.6g}"

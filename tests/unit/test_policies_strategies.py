@@ -238,6 +238,12 @@ def test_a_loss_that_hardly_moves_may_tremble():
     assert len(falling(OnLossSpike(), [1.0] * 20 + [1.2, 1.0]).kept) == 1
 
 
+def test_a_batch_that_is_hard_in_every_epoch_is_no_spike():
+    epoch = [1.0, 1.1, 1.2, 1.15, 6.0]
+    assert falling(OnLossSpike(), epoch * 8).kept == []
+    assert [step for step, *_ in falling(OnLossSpike(), [*epoch * 8, 60.0]).kept] == [39]
+
+
 def test_a_loss_that_stays_up_is_the_new_usual():
     run = falling(OnLossSpike(window=10), [*QUIET, *([5.0] * 40), 50.0])
     assert [reason for *_, reason in run.kept] == [
