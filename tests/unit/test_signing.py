@@ -105,8 +105,7 @@ def test_a_checkpoint_is_never_seen_unsigned() -> None:
     assert seen == [True]
 
 
-def test_openssl_can_make_keys_and_check_signatures(root: Path, tmp_path: Path) -> None:
-    """The names of files, and the bytes that are signed, are those that docs/security.md tells."""
+def test_what_is_signed_is_what_the_page_on_the_format_says(root: Path) -> None:
     (manifest, _), (signature, _) = manifests(root), signatures(root)
     document = json.loads(signature.read_bytes())
     ((key, text),) = document["signatures"]
