@@ -29,7 +29,7 @@ KERAS := keras-jax,keras-torch,keras-tensorflow
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo exact crash bits fuzz histories test lint types test-core test-wheel test-lean test-adapters $(FRAMEWORKS) \
+.PHONY: help setup servers demo exact crash bits fuzz histories test lint types test-core test-wheel test-lean test-adapters $(FRAMEWORKS) \
 	test-links test-keras-jax test-keras-torch test-keras-tensorflow test-snippets format clean
 
 help: ## list the targets
@@ -43,6 +43,15 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
+
+servers: ## install MariaDB and PostgreSQL, which tests start by themselves (Debian and Ubuntu, as root)
+	@missing=; export PATH="$$PATH:/usr/sbin"; \
+	command -v mariadbd > /dev/null || missing="mariadb-server-core mariadb-client-core"; \
+	ls /usr/lib/postgresql/*/bin/initdb > /dev/null 2>&1 || command -v initdb > /dev/null || missing="$$missing postgresql"; \
+	test -n "$$missing" || exit 0; \
+	command -v apt-get > /dev/null || { echo "there is no apt-get here: install $$missing" >&2; exit 1; }; \
+	test "$$(id -u)" = 0 || { echo "only root may install $$missing: sudo make servers" >&2; exit 1; }; \
+	apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $$missing > /dev/null
 
 demo: $(READY) ## train, kill, resume, compare bit for bit
 	"$(BIN)/python" examples/demo.py

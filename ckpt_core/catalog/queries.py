@@ -312,9 +312,9 @@ def summaries(connection: Connection) -> list[ExperimentSummary]:
 
 
 def _select() -> Select[Any]:
-    return select(checkpoints, experiments.c.name.label("experiment")).join(
-        experiments, experiments.c.id == checkpoints.c.experiment_id
-    )
+    # No join: MariaDB would begin with the experiments, and then sort all that there is.
+    name = select(experiments.c.name).where(experiments.c.id == checkpoints.c.experiment_id)
+    return select(checkpoints, name.scalar_subquery().label("experiment"))
 
 
 def _load(connection: Connection, query: Select[Any]) -> list[Checkpoint]:
