@@ -8,12 +8,45 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, final
 
+import msgspec
+
 from ckpt_core import clock
 from ckpt_core.perf.cache import CacheManager
 
-__all__ = ["Figures"]
+__all__ = ["Figures", "are_figures"]
 
 _KEPT = 1024
+
+
+class _Latency(msgspec.Struct):
+    count: int
+    p50: float
+    p99: float
+
+
+class _Region(msgspec.Struct):
+    hits: int
+    misses: int
+
+
+class _Cache(msgspec.Struct):
+    regions: dict[str, _Region]
+
+
+class _Shape(msgspec.Struct):
+    latencies: dict[str, _Latency]
+    bytes: dict[str, int]
+    cache: _Cache
+    queues: dict[str, int]
+
+
+def are_figures(found: Any) -> bool:
+    """Whether something that a store holds has the shape of `CheckpointManager.stats`."""
+    try:
+        msgspec.convert(found, _Shape)
+    except (msgspec.ValidationError, RecursionError):
+        return False
+    return True
 
 
 @final

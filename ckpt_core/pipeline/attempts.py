@@ -7,6 +7,7 @@ Nothing here makes a save fail; what cannot be written is tried again.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -153,7 +154,7 @@ class AttemptKeeper:
         lease = self._workspace.repository.leases.take(f"training of {self._experiment!a}")
         self._lease, self._stop = lease, threading.Event()
         self._facts = replace(self._facts, lease=lease.id)
-        weakref.finalize(self, _abandon, lease, self._stop)
+        weakref.finalize(self, _abandon, lease, self._stop, os.getpid())
         threading.Thread(
             target=_live, args=(self._stop, weakref.ref(self)), name="ckpt-attempt", daemon=True
         ).start()
@@ -185,6 +186,7 @@ def _live(stop: threading.Event, reference: weakref.ref[AttemptKeeper]) -> None:
         del keeper
 
 
-def _abandon(lease: HeldLease, stop: threading.Event) -> None:
+def _abandon(lease: HeldLease, stop: threading.Event, owner: int) -> None:
     stop.set()
-    lease.release()
+    if os.getpid() == owner:  # a forked child that ends is not the end of the attempt
+        lease.release()

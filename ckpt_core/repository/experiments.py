@@ -24,6 +24,7 @@ from ckpt_core.stores import Store
 __all__ = ["ExperimentRecords", "last_words"]
 
 _LIMIT = 16 << 20
+_DEEPEST = 60
 _log = logging.getLogger("ckpt_core.repository")
 
 
@@ -115,6 +116,9 @@ class ExperimentRecords:
             beginning = layout.attempt_key(found.experiment, place.number, found.attempt)
             expected = f"{beginning.removesuffix('.json')}-{place.word}.json"
             names = (found.experiment,)
+        facts = [getattr(found, name, None) for name in ("config", "environment", "performance")]
+        if any(_is_deep(each) for each in facts):
+            raise CorruptionError(f"{key} is damaged: it is nested too deep", kind="document", key=key)
         if key != expected:
             raise CorruptionError(
                 f"{key} is that of another name: it was moved or copied", kind="document", key=key
@@ -210,6 +214,19 @@ class ExperimentRecords:
     def _tell(self, key: str) -> None:
         if self._written is not None:
             self._written(key)
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether containers are nested deeper than anything that this engine writes there."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, (dict, list))
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+    return bool(level)
 
 
 def last_words(keys: Iterable[str]) -> dict[tuple[str, str], tuple[str | None, str | None]]:

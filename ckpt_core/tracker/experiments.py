@@ -11,6 +11,7 @@ from ckpt_core.configuration import conditions
 from ckpt_core.errors import NotFoundError, UsageError
 from ckpt_core.format.names import check_name
 from ckpt_core.model import AttemptFacts, MetricPoint
+from ckpt_core.perf.figures import are_figures
 from ckpt_core.pipeline.workspace import Workspace
 from ckpt_core.repository import layout
 from ckpt_core.stores import Store
@@ -62,7 +63,8 @@ class ExperimentTracker:
         wanted = {tags} if isinstance(tags, str) else set(tags)
         asked = conditions(config)
         facts = self._workspace.facts.experiments(tags=sorted(wanted), conditions=asked)
-        found = [experiment_of(each, self._living()) for each in facts]
+        living = self._living()
+        found = [experiment_of(each, living) for each in facts]
         return Experiments(
             [
                 each
@@ -106,15 +108,16 @@ class ExperimentTracker:
     def performance(self) -> list[tuple[str, AttemptView, dict[str, Any]]]:
         """The figures of the newest attempt of each experiment that gave some, with its name: what its manager's
         `stats` said at its end, or with its last sign of life, which comes once a minute."""
+        living = self._living()
         reports = {lease.id: lease.report for _, lease in self._workspace.repository.leases.living()}
         found = []
         for facts in self._workspace.facts.experiments():
-            view = experiment_of(facts, self._living()).newest
+            view = experiment_of(facts, living).newest
             if view is None:
                 continue
             newest = facts.attempts[-1]
             figures = reports.get(newest.lease or "") or self._workspace.experiments.performance(newest)
-            if figures:
+            if figures and are_figures(figures):
                 found.append((facts.name, view, figures))
         return found
 

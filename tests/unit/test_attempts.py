@@ -227,6 +227,14 @@ def test_a_sign_of_life_comes_again_where_its_lease_was_taken_away(tmp_path: Pat
         assert status(tmp_path)[0] == "running"
 
 
+def test_a_forked_child_that_ends_is_not_the_end_of_the_attempt(tmp_path: Path, child: Any) -> None:
+    process = child(
+        "os.fork() or sys.exit(); os.wait(); print('ended', flush=True); __import__('signal').pause()"
+    )
+    assert process.stdout.readline() == "ended\n"
+    assert status(tmp_path)[0] == "running"
+
+
 def test_signs_of_life_come_by_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attempts, "PERIOD", 0.01)
     came = __import__("threading").Event()

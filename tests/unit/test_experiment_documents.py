@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -142,3 +143,26 @@ def test_a_word_that_this_version_does_not_know_is_unknown(root: Path) -> None:
     records.say(facts, "paused", "by a later version")
     with ExperimentTracker(root) as tracker:
         assert tracker.experiment("a b").status == "unknown"
+
+
+@pytest.mark.parametrize("member", ["config", "environment"])
+def test_a_document_nested_without_end_is_damage(root: Path, member: str) -> None:
+    key = next(key for key in keys(root) if (place := layout.parse_attempt_key(key)) and place.word is None)
+    records = ExperimentRecords(LocalStore(root))
+    document = json.loads((root / key).read_bytes())
+    del document["sha256"]
+    nested: dict[str, object] = {}
+    for _ in range(200):
+        nested = {"a": nested}
+    (root / key).write_bytes(seal(document | {member: nested}))
+    with pytest.raises(CorruptionError, match="nested too deep"):
+        records.read(key)
+
+
+def test_figures_of_another_shape_are_left_out(root: Path) -> None:
+    records = ExperimentRecords(LocalStore(root))
+    for odd in ({"latencies": 3}, {"latencies": {"save": 1}, "bytes": {}, "cache": {}, "queues": {}}):
+        (facts,) = records.all()[0].attempts
+        records.say(facts, "finished", "", odd)
+        with ExperimentTracker(root) as tracker:
+            assert tracker.performance() == []
