@@ -17,8 +17,9 @@ from typing import IO, Any, ClassVar
 import numpy as np
 
 from ckpt_core.backends.contract import StorageBackend
-from ckpt_core.backends.parts import STRUCTURE, on_device, put_together, take_apart
+from ckpt_core.backends.parts import STRUCTURE, aliases, on_device, put_together, take_apart
 from ckpt_core.errors import CorruptionError, FormatError
+from ckpt_core.tree import borrow, flatten, registry
 
 __all__ = ["NpzBackend"]
 
@@ -39,6 +40,8 @@ class NpzBackend(StorageBackend):
 
     def save_checkpoint(self, data: Any, path: Path) -> dict[str, Any]:
         arrays, structure = take_apart(data)
+        snapshot, names = borrow(flatten(data, registry)), list(arrays)
+        arrays |= {name: arrays[names[index]] for name, index in aliases(snapshot, names).items()}
         arrays[STRUCTURE] = np.frombuffer(structure.encode(), np.uint8)
         with zipfile.ZipFile(path, "x", zipfile.ZIP_STORED, allowZip64=True) as archive:
             for name, array in arrays.items():

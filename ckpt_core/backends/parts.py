@@ -27,6 +27,7 @@ from ckpt_core.tree import (
 
 __all__ = [
     "STRUCTURE",
+    "aliases",
     "described",
     "differing",
     "names_of",
@@ -116,6 +117,12 @@ def names_of(snapshot: Snapshot) -> list[str]:
             taken.add(name)
         names.append(name)
     return names
+
+
+def aliases(snapshot: Snapshot, names: list[str]) -> dict[str, int]:
+    """The further names of tied tensors, under which other programs look for them, with the tensor of each."""
+    paths = tensor_paths(snapshot.tree).items()
+    return {path: index for path, index in paths if path not in names and path not in _RESERVED}
 
 
 def described(snapshot: Snapshot, names: list[str]) -> str:

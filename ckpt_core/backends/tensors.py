@@ -14,13 +14,13 @@ import msgspec
 from safetensors import safe_open
 
 from ckpt_core.backends.contract import StorageBackend
-from ckpt_core.backends.parts import STRUCTURE, described, names_of, on_device, rebuilt
+from ckpt_core.backends.parts import STRUCTURE, aliases, described, names_of, on_device, rebuilt
 from ckpt_core.errors import CorruptionError, FormatError
 from ckpt_core.format.tensorfile import TensorFile, map_tensors, write_tensors
-from ckpt_core.model import Buffer, StagedTensor, TensorSpec
+from ckpt_core.model import Buffer, Snapshot, StagedTensor, TensorSpec
 from ckpt_core.tree import borrow, flatten, is_file_name, registry
 
-__all__ = ["INDEX", "SafetensorsBackend", "read_shards", "write_shards"]
+__all__ = ["INDEX", "SafetensorsBackend", "index_of", "read_shards", "write_shards"]
 
 INDEX = "model.safetensors.index.json"
 _PAGE = 4096  # the header may grow a little, as a counter does, and the data stays where it is
@@ -46,7 +46,7 @@ class SafetensorsBackend(StorageBackend):
     def save_checkpoint(self, data: Any, path: Path) -> dict[str, Any]:
         snapshot = borrow(flatten(data, registry))
         names = names_of(snapshot)
-        tensors = dict(zip(names, snapshot.tensors, strict=True))
+        tensors = _named(snapshot, names)
         facts = {STRUCTURE: described(snapshot, names)}
         if path.name.endswith(self.suffix):
             _write(path, tensors, facts)
@@ -64,7 +64,7 @@ class SafetensorsBackend(StorageBackend):
     def check_checkpoint(self, path: Path, data: Any) -> list[str]:
         bad = set(super().check_checkpoint(path, data))
         snapshot = borrow(flatten(data, registry))
-        expected = dict(zip(names_of(snapshot), snapshot.tensors, strict=True))
+        expected = _named(snapshot, names_of(snapshot))
         for file in [path] if path.is_file() else sorted(path.glob("*.safetensors")):
             with safe_open(file, "np") as opened:
                 for name in opened.keys():  # noqa: SIM118 - it is no mapping
@@ -91,6 +91,12 @@ class SafetensorsBackend(StorageBackend):
             codec = registry.tensor_named("torch" if device is not None else "numpy")
             state = {name: codec.wrap(spec, read(name, spec)) for name, (spec, _) in found.tensors.items()}
         return on_device(state, device)
+
+
+def _named(snapshot: Snapshot, names: list[str]) -> dict[str, StagedTensor]:
+    """Tensors by name; tied ones are written under each of theirs."""
+    tensors = dict(zip(names, snapshot.tensors, strict=True))
+    return tensors | {name: snapshot.tensors[index] for name, index in aliases(snapshot, names).items()}
 
 
 def write_shards(

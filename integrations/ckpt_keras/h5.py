@@ -1,0 +1,113 @@
+"""The format `keras`: the weights of a model as `model.save_weights` writes them, a `.weights.h5`.
+
+As a state it is the tree of groups in the file: `layers/dense/vars/0`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import h5py
+import ml_dtypes
+import numpy as np
+
+from ckpt_core import CorruptionError, StateError, StorageBackend
+
+__all__ = ["WeightsFile"]
+
+_BFLOAT16 = "bfloat16"
+
+
+class WeightsFile(StorageBackend):
+    """A `.weights.h5`, without the model that it is for: that has to be of the same layers to load it."""
+
+    name = "keras"
+    suffix: ClassVar[str] = ".weights.h5"
+    framework: ClassVar[str] = "numpy"
+
+    def save_checkpoint(self, data: Any, path: Path) -> dict[str, Any]:
+        with h5py.File(path, "x") as file:
+            _write(file, self.kept(data), "")
+        return {"h5py": h5py.__version__}
+
+    def load_checkpoint(self, path: Path, device: str | None = None) -> Any:
+        return _load(path, None)
+
+    def view_checkpoint(self, path: Path) -> Any:
+        return _load(path, path)
+
+    def kept(self, data: Any) -> dict[str, Any]:
+        """The state itself, if it is dicts of arrays. Raises StateError."""
+        if isinstance(data, Mapping) and isinstance(data.get("model"), Mapping) and "order" in data["model"]:
+            raise StateError(
+                "a checkpoint of a Keras training does not say how its model is built: load its weights into the "
+                "model with ckpt_keras.load_weights(model, manager, ref), and call model.save_weights()",
+                kind="format",
+            )
+        if not isinstance(data, Mapping) or not all(
+            isinstance(key, str) and key and "/" not in key and key != "." for key in data
+        ):
+            raise StateError(
+                "the format 'keras' holds dicts of arrays alone: select a part that is", kind="format"
+            )
+        return {key: item if _is_array(item) else self.kept(item) for key, item in data.items()}
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray)
+
+
+def _write(group: Any, tree: Mapping[str, Any], where: str) -> None:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            _write(group.create_group(name), value, f"{where}{name}/")
+            continue
+        plain = value.view("V2") if value.dtype == ml_dtypes.bfloat16 else value
+        dataset = group.create_dataset(name, data=plain)
+        if plain is not value:
+            dataset.attrs["dtype"] = _BFLOAT16
+
+
+def _load(path: Path, mapped: Path | None) -> dict[str, Any]:
+    try:
+        with h5py.File(path, "r") as file:
+            return _read(file, mapped, ())
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        if isinstance(error, CorruptionError):
+            raise
+        raise CorruptionError(
+            f"{path} is no HDF5 file of weights, or a damaged one: {error}", kind="document"
+        ) from error
+
+
+def _read(group: Any, mapped: Path | None, within: tuple[Any, ...]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in group:
+        link = group.get(name, getlink=True)
+        if not isinstance(link, h5py.HardLink):  # others lead to other files
+            raise CorruptionError(f"{name!a} is a link to something else", kind="document")
+        member = group[name]
+        if isinstance(member, h5py.Group):
+            if member.id in within or len(within) > 90:
+                raise CorruptionError(f"the group {name!a} contains itself", kind="document")
+            found[name] = _read(member, mapped, (*within, member.id))
+        else:
+            found[name] = _array(member, mapped)
+    return found
+
+
+def _array(dataset: Any, mapped: Path | None) -> np.ndarray[Any, Any]:
+    dtype = ml_dtypes.bfloat16 if dataset.attrs.get("dtype") == _BFLOAT16 else dataset.dtype
+    if dataset.dtype.hasobject or (dataset.external and len(dataset.external)) or dataset.is_virtual:
+        raise CorruptionError(f"{dataset.name!a} is no plain array in the file", kind="document")
+    if dataset.nbytes > dataset.id.get_storage_size() and dataset.compression is None:
+        raise CorruptionError(f"{dataset.name!a} claims more bytes than it has", kind="size")
+    if dataset.compression is not None and dataset.nbytes > 1032 * dataset.id.get_storage_size():
+        raise CorruptionError(f"{dataset.name!a} claims to expand to {dataset.nbytes} bytes", kind="size")
+    offset = dataset.id.get_offset()
+    if mapped is not None and offset is not None and dataset.nbytes:
+        return np.asarray(np.memmap(mapped, dtype, "c", offset, dataset.shape))
+    raw: np.ndarray[Any, Any] = np.asarray(dataset[()])
+    return raw if raw.dtype == dtype else np.frombuffer(bytearray(raw.tobytes()), dtype).reshape(raw.shape)

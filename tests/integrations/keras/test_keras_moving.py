@@ -1,0 +1,72 @@
+"""Files of `model.save_weights` in and out, read by Keras itself, to the last bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+import pytest
+
+from ckpt_core import CheckpointManager, CorruptionError, StateError, export_checkpoint, import_checkpoint
+from ckpt_core.stores import MemoryStore
+from ckpt_core.testing import same_state
+from ckpt_keras.h5 import WeightsFile
+
+
+def model(seed: int) -> Any:
+    keras.utils.set_random_seed(seed)
+    layers = [
+        keras.layers.Dense(3),
+        keras.layers.BatchNormalization(),
+        keras.layers.Dense(2, dtype="bfloat16"),
+    ]
+    made = keras.Sequential([keras.layers.Input((4,)), *layers])
+    made.compile("adam", "mse")
+    return made
+
+
+def test_there_and_back(tmp_path: Path) -> None:
+    one, other = model(1), model(2)
+    one.save_weights(tmp_path / "theirs.weights.h5")
+    with CheckpointManager(MemoryStore(), experiment="x") as manager:
+        import_checkpoint(manager, tmp_path / "theirs.weights.h5")
+        done = export_checkpoint(manager, "latest", tmp_path / "ours.weights.h5")
+        assert done.format == "keras"
+        part = manager.load(include="layers/dense")
+        assert (part["layers"]["dense"]["vars"]["0"].shape) == (4, 3)
+    assert not same_state(list(one.weights), list(other.weights))
+    other.load_weights(tmp_path / "ours.weights.h5")
+    assert same_state(list(one.weights), list(other.weights))
+
+
+def test_what_is_no_file_of_weights_is_told(tmp_path: Path) -> None:
+    with CheckpointManager(MemoryStore(), experiment="x") as manager:
+        manager.save({"model": {"weights": {"w": np.ones(2)}, "order": ["w"]}}, step=1, wait=True)
+        with pytest.raises(StateError, match="load_weights"):
+            export_checkpoint(manager, "latest", tmp_path / "x.weights.h5")
+        manager.save({"w": np.ones(2), "epoch": 3}, step=2, wait=True)
+        with pytest.raises(StateError, match="dicts of arrays"):
+            export_checkpoint(manager, "latest", tmp_path / "x.weights.h5")
+    (tmp_path / "bad.weights.h5").write_bytes(b"hello")
+    with pytest.raises(CorruptionError):
+        WeightsFile().load_checkpoint(tmp_path / "bad.weights.h5")
+
+
+def test_a_file_does_not_lead_to_others(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["w"] = np.ones(2)
+    with h5py.File(tmp_path / "x.weights.h5", "w") as file:
+        file["w"] = h5py.ExternalLink("secret.h5", "/w")
+    with pytest.raises(CorruptionError, match="link"):
+        WeightsFile().load_checkpoint(tmp_path / "x.weights.h5")
+    with h5py.File(tmp_path / "y.weights.h5", "w") as file:
+        file.create_dataset("w", (8,), "u1", external=[(str(tmp_path / "secret.h5"), 0, 8)])
+    with pytest.raises(CorruptionError):
+        WeightsFile().load_checkpoint(tmp_path / "y.weights.h5")
+    with h5py.File(tmp_path / "z.weights.h5", "w") as file:
+        file.create_dataset("w", (1 << 40,), "f8", chunks=(1024,))
+    with pytest.raises(CorruptionError, match="claims"):
+        WeightsFile().load_checkpoint(tmp_path / "z.weights.h5")

@@ -1,0 +1,102 @@
+"""Folders of torch.distributed.checkpoint in and out, read by torch itself; their pickles are not believed."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+
+from ckpt_core import CheckpointManager, CorruptionError, FormatError, export_checkpoint, import_checkpoint
+from ckpt_core.backends import guess_backend
+from ckpt_core.stores import MemoryStore
+from ckpt_core.testing import same_state
+from ckpt_torch.distributed import DistributedBackend
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+
+
+def state() -> dict[str, Any]:
+    tied = torch.arange(5.0)
+    return {
+        "model": {
+            "w": torch.rand(3, 4),
+            "half": torch.ones(3, dtype=torch.bfloat16),
+            "a": tied,
+            "b": tied + 1,
+        },
+        "optimizer": [{"lr": 0.1, "betas": (0.9, 0.999)}, torch.rand(2)],
+        "epoch": 3,
+        "name": "x",
+    }
+
+
+def test_there_and_back(tmp_path: Path) -> None:
+    saved = state() | {"numpy": np.arange(3)}
+    with CheckpointManager(MemoryStore(), experiment="x") as manager:
+        manager.save(saved, step=1, wait=True)
+        done = export_checkpoint(manager, "latest", tmp_path / "ours", format="dcp")
+        assert done.tensors == 6
+        import_checkpoint(manager, tmp_path / "ours")
+        expected = {**saved, "numpy": torch.arange(3)}
+        assert same_state(manager.load("latest"), expected)
+    live = {"model": {name: torch.zeros_like(tensor) for name, tensor in saved["model"].items()}}
+    dcp.load(live, storage_reader=dcp.FileSystemReader(tmp_path / "ours"), no_dist=True)
+    assert same_state(live["model"], saved["model"])
+
+
+def test_folders_of_torch_are_read(tmp_path: Path) -> None:
+    dcp.save(state() | {"epoch": 3}, storage_writer=dcp.FileSystemWriter(tmp_path / "x"), no_dist=True)
+    assert guess_backend(tmp_path / "x").name == "dcp"
+    found = DistributedBackend().load_checkpoint(tmp_path / "x")
+    assert (found["epoch"], found["optimizer"][0]["betas"]) == (3, (0.9, 0.999))
+
+
+class Touch:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> Any:
+        return open, (str(self._path), "w")
+
+
+def test_its_pickles_are_not_believed(tmp_path: Path) -> None:
+    done = tmp_path / "done"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.save(
+            {"x": Touch(done), "w": torch.ones(3)},
+            storage_writer=dcp.FileSystemWriter(tmp_path / "x"),
+            no_dist=True,
+        )
+    with pytest.raises((FormatError, CorruptionError)):
+        DistributedBackend().load_checkpoint(tmp_path / "x")
+    assert not done.exists()
+    (tmp_path / "x" / ".metadata").write_bytes(pickle.dumps(Touch(done)))
+    with pytest.raises(FormatError, match="metadata asks for"):
+        DistributedBackend().load_checkpoint(tmp_path / "x")
+    assert not done.exists()
+
+
+@pytest.mark.parametrize("fault", ["path", "size", "length"])
+def test_its_metadata_is_held_against_its_files(tmp_path: Path, fault: str) -> None:
+    dcp.save({"w": torch.ones(3)}, storage_writer=dcp.FileSystemWriter(tmp_path / "x"), no_dist=True)
+    place = tmp_path / "x" / ".metadata"
+    metadata = pickle.loads(place.read_bytes())  # noqa: S301 - our own
+    (info,) = metadata.storage_data.values()
+    if fault == "path":
+        info.relative_path = "../../secret"
+    elif fault == "length":
+        info.length = 1 << 40
+    else:
+        metadata.state_dict_metadata["w"].size = torch.Size([1 << 40])
+    place.write_bytes(pickle.dumps(metadata))
+    with pytest.raises(CorruptionError):
+        DistributedBackend().load_checkpoint(tmp_path / "x")
+    assert sorted(os.listdir(tmp_path)) == ["x"]
