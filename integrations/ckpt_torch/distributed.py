@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from ckpt_core import CkptError, CorruptionError, FormatError, StateError, StorageBackend
 from ckpt_core.backends.parts import on_device
@@ -57,9 +58,7 @@ class DistributedBackend(StorageBackend):
         if not isinstance(data, dict):
             raise StateError("the format 'dcp' holds dicts: export a part that is one", kind="format")
         with _quiet():
-            dcp.save(
-                natural(flatten(data, registry)), storage_writer=dcp.FileSystemWriter(path), no_dist=True
-            )
+            save(natural(flatten(data, registry)), storage_writer=FileSystemWriter(path), no_dist=True)
         return {"torch": str(torch.__version__)}
 
     def load_checkpoint(self, path: Path, device: str | None = None) -> Any:
@@ -68,7 +67,12 @@ class DistributedBackend(StorageBackend):
             reader = _Reader(path)
             reader.read_metadata()  # torch would go on without
             with _quiet():
-                _load_state_dict(state, storage_reader=reader, planner=_Planner(), no_dist=True)
+                _load_state_dict(
+                    state,
+                    storage_reader=reader,
+                    planner=_Planner(),  # type: ignore[no-untyped-call]
+                    no_dist=True,
+                )
         except (CheckpointException, Exception) as error:  # torch's own is no Exception
             raise _told(path, error) from error
         return on_device(restored(state), device)
@@ -77,7 +81,7 @@ class DistributedBackend(StorageBackend):
         return (path / _METADATA).is_file() and any(path.glob("*.distcp"))
 
 
-class _Reader(dcp.FileSystemReader):
+class _Reader(FileSystemReader):
     """Believes of the metadata only what the files bear out."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
@@ -87,9 +91,9 @@ class _Reader(dcp.FileSystemReader):
         if not isinstance(metadata, Metadata):
             raise CorruptionError(f"{folder} has no metadata of DCP", kind="document")
         _check(folder, metadata)
-        if getattr(metadata, "storage_meta", None) is None:
-            metadata.storage_meta = StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
+        meta = getattr(metadata, "storage_meta", None) or StorageMeta()
+        meta.load_id = self.load_id
+        metadata.storage_meta = meta
         return metadata
 
 

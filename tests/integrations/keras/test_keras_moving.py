@@ -15,6 +15,9 @@ from ckpt_core.stores import MemoryStore
 from ckpt_core.testing import same_state
 from ckpt_keras.h5 import WeightsFile
 
+# What Keras itself does where it saves weights, and numpy has since found fault with.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
+
 
 def model(seed: int) -> Any:
     keras.utils.set_random_seed(seed)
