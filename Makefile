@@ -73,8 +73,9 @@ lint: $(READY) ## ruff and the import floors
 types: $(READY) ## mypy --strict
 	"$(BIN)/mypy"
 
+# Two environments at a time: one installs, on one core, while the other tests.
 test-lean: $(READY) ## tox: the core and the wheel without any framework; links; Keras with each backend alone
-	"$(BIN)/python" -m tox run -e core,wheel,links,$(KERAS)
+	"$(BIN)/python" -m tox run-parallel --parallel 2 --parallel-live -e core,wheel,links,$(KERAS)
 
 test-core: $(READY) ## the core's tests, in the environment at hand
 	$(PYTEST) $(CORE_TESTS) $(PYTEST_ARGS)
@@ -93,7 +94,7 @@ test-links: $(READY) # trackers and monitors, and their page; one MLflow server
 	$(PYTEST) --dist loadfile tests/integrations/links tests/packaging/test_snippets.py -k links $(PYTEST_ARGS)
 
 test-adapters: $(READY) ## every adapter (Keras with one backend), and the documents that need one
-	KERAS_BACKEND=jax $(PYTEST) -m "not native" tests/integrations $(SNIPPETS) --ignore tests/integrations/keras --ignore tests/integrations/links $(PYTEST_ARGS)
+	KERAS_BACKEND=jax $(PYTEST) -n 3 -m "not native" tests/integrations $(SNIPPETS) --ignore tests/integrations/keras --ignore tests/integrations/links $(PYTEST_ARGS)
 
 exact: $(READY) ## kill every adapter's training and the frameworks' own at six moments; the table of docs/exactness.md
 	mkdir -p build && rm -f $(EXACT)

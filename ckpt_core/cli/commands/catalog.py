@@ -41,7 +41,7 @@ _TAKES = {
 @click.argument("names", nargs=-1, metavar="[BACKUP | REVISION | FROM TO]")
 @yes_option
 def catalog(call: Call, action: str, names: tuple[str, ...]) -> None:
-    """Keep copies of the catalog, put one back, move it to another database.
+    """Keep copies of the catalog, put one back, or move it.
 
     Checkpoints do not need it: `ckpt reindex` makes the catalog anew from the store. A copy has what the
     store does not know, the audit trail and the record of checks. Of an SQLite file one is made before every

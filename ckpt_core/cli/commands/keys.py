@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     help="Encrypt the private key: asks for a passphrase, unless CKPT_KEY_PASSPHRASE has one.",
 )
 def keys(call: Call, action: str, file: str, passphrase: bool) -> None:
-    """Make a pair of Ed25519 keys, or tell the public one in a file.
+    """Make a pair of keys that sign, or tell the public one.
 
-    FILE gets the private key, for its owner alone (mode 0600), FILE.pub the public one, both in PEM. No
-    file is ever overwritten.
+    FILE gets the private key, for its owner alone (mode 0600), FILE.pub the public one: Ed25519, in
+    PEM. No file is ever overwritten.
     """
     from ckpt_core.format.signing import PASSPHRASE, new_key, public_keys
 

@@ -44,7 +44,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 def serve(
     call: Call, host: str, port: int, allow_write: bool, allow_host: tuple[str, ...], token_file: Path | None
 ) -> None:
-    """Serve the store over HTTP: a REST API, and a page that says what it has.
+    """Serve the store over HTTP: a REST API, and its page.
 
     Whoever asks needs the token that is made anew at each start. It listens on this machine alone unless --host says
     otherwise; it speaks no TLS: for others put a proxy before it that does. Ends with Ctrl-C.
