@@ -14,7 +14,16 @@ import msgspec
 
 from ckpt_core.errors import CorruptionError, FormatError
 
-__all__ = ["COMPRESSED_FORMAT", "DIGEST_LENGTH", "FORMAT", "digest_text", "seal", "seal_digest", "unseal"]
+__all__ = [
+    "COMPRESSED_FORMAT",
+    "DIGEST_LENGTH",
+    "FORMAT",
+    "digest_bytes",
+    "digest_text",
+    "seal",
+    "seal_digest",
+    "unseal",
+]
 
 FORMAT = 1
 """The format of whatever a reader of format 1 can read."""
@@ -34,6 +43,15 @@ T = TypeVar("T")
 def digest_text(digest: bytes) -> str:
     """32 bytes of a digest as the format writes them."""
     return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+
+def digest_bytes(text: str) -> bytes | None:
+    """The 32 bytes that the format writes as this text; None where no digest is written so."""
+    try:
+        digest = base64.urlsafe_b64decode(f"{text}=")
+    except ValueError:
+        return None
+    return digest if len(text) == DIGEST_LENGTH and digest_text(digest) == text else None
 
 
 def seal(document: msgspec.Struct | dict[str, Any]) -> bytes:

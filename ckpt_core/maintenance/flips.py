@@ -10,7 +10,7 @@ import hashlib
 import numpy as np
 
 from ckpt_core.format.hashing import digest_of
-from ckpt_core.format.sealed import DIGEST_LENGTH, digest_text
+from ckpt_core.format.sealed import DIGEST_LENGTH, digest_bytes, digest_text
 
 __all__ = ["LONGEST", "unflip", "unflip_sealed"]
 
@@ -25,7 +25,8 @@ def unflip(data: bytes, digest: str, algorithm: str = "sha256") -> bytes | None:
     """The bytes of that digest that differ from `data` by one bit at most; None where there are none."""
     if digest_of(np.frombuffer(data, np.uint8), algorithm) == digest:
         return data
-    if algorithm != "sha256" or len(data) > LONGEST:
+    wanted = digest_bytes(digest)
+    if algorithm != "sha256" or len(data) > LONGEST or wanted is None:
         return None
     before = hashlib.sha256()
     view = memoryview(data)
@@ -35,7 +36,7 @@ def unflip(data: bytes, digest: str, algorithm: str = "sha256") -> bytes | None:
             trial = before.copy()
             trial.update(bytes((byte ^ 1 << bit,)))
             trial.update(rest)
-            if digest_text(trial.digest()) == digest:
+            if trial.digest() == wanted:
                 return data[:at] + bytes((byte ^ 1 << bit,)) + data[at + 1 :]
         before.update(view[at : at + 1])
     return None

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ckpt_core.errors import CkptError, CorruptionError, FormatError
 from ckpt_core.format import documents
 from ckpt_core.format.numbers import number_from, number_to
-from ckpt_core.format.sealed import FORMAT, digest_text, seal, seal_digest, unseal
+from ckpt_core.format.sealed import FORMAT, digest_bytes, digest_text, seal, seal_digest, unseal
 
 ULID = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 NOW = "2026-01-31T12:00:00.000000Z"
@@ -32,6 +32,15 @@ def test_a_document_comes_back() -> None:
     assert unseal(data, documents.Reference, "x") == reference
     assert data.endswith(b'","sha256":"' + seal_digest(data).encode() + b'"}')
     assert msgspec.json.decode(data)["sha256"] == seal_digest(data)
+
+
+def test_a_digest_is_written_in_one_way() -> None:
+    digest = sha256(b"x").digest()
+    text = digest_text(digest)
+    assert digest_bytes(text) == digest
+    other_ending = text[:-1] + chr(ord(text[-1]) + 1)  # the last character has two bits that say nothing
+    for wrong in (other_ending, text[:-1] + "?", text[:-1], text + "A", "", "\udc80" * 43, "=" * 43):
+        assert digest_bytes(wrong) is None, wrong
 
 
 def test_every_flipped_bit_is_found() -> None:
