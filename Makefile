@@ -18,7 +18,8 @@ ifeq ($(BIN),$(VENV)/bin)
 READY := $(STAMP)
 endif
 
-PYTEST := "$(BIN)/pytest" -n 2 --dist worksteal
+# Tests wait for the disk more than they compute: more of them than cores.
+PYTEST := "$(BIN)/pytest" -n 4 --dist worksteal
 CORE_TESTS := $(wildcard $(addprefix tests/,unit contract stateful crash compat cli))
 SNIPPETS := tests/packaging/test_snippets.py tests/packaging/test_benchmarks.py
 FRAMEWORKS := $(addprefix test-,torch lightning transformers jax tensorflow frameworks)

@@ -13,9 +13,8 @@ from ckpt_core import CheckpointManager
 from ckpt_core.catalog import Catalog
 from ckpt_core.ids import new_ulid
 from ckpt_core.model import Attempt, Checkpoint, MetricPoint
-from ckpt_core.pipeline.staging import borrow
 from ckpt_core.repository import Draft
-from ckpt_core.tree import flatten, registry
+from ckpt_core.tree import borrow, flatten, registry
 
 __all__ = ["METRICS", "attempts_of", "fill_catalog", "fill_store", "points"]
 
