@@ -252,7 +252,12 @@ def _write_new(path: str, data: bytes, mode: int) -> None:
         ) from error
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be written: {error}", kind="key", path=path) from error
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(fd)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(fd)
+    except OSError as error:
+        with suppress(OSError):
+            os.unlink(path)
+        raise UsageError(f"{path} cannot be written: {error}", kind="key", path=path) from error

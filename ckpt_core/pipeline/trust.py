@@ -87,12 +87,15 @@ class Readable:
         """What would have been read in the place of `chosen`, had a trusted key signed it."""
         if self._repository.trusted is None:
             return []
-        first = next(candidates(self._index, ref, experiment=experiment, metric=metric, mode=mode))
-        parsed = parse_manifest_key(first.key)
+        try:
+            first = next(candidates(self._index, ref, experiment=experiment, metric=metric, mode=mode))
+        except CkptError:
+            return []  # what nobody signed may make it mean too much: it is as if that were not there
         try:
             if first.id != chosen.id:
                 trusted_manifest(self._repository, first)
         except SignatureError as error:
+            parsed = parse_manifest_key(first.key)
             return [(parsed, error)] if parsed is not None else []
         except CkptError:
             pass  # damage is told by those who read

@@ -280,6 +280,18 @@ def test_a_training_that_nobody_signed_takes_no_name(root: Path, caplog: pytest.
         )
 
 
+def test_an_id_that_nobody_signed_makes_no_reference_ambiguous(root: Path) -> None:
+    with CheckpointManager(root, experiment="x", metric="loss") as mallory:
+        other = mallory.save(state(9), step=9, metrics={"loss": 9.0}, wait=True).result()
+    with manager(root) as reading:
+        reading.forget("step=1", grace=0)
+        signed = reading.resolve("latest")
+        reference = signed.id[:4]
+        assert other.id.startswith(reference)
+        assert reading.resolve(reference) == signed
+        assert reading.load(reference, fallback=False)["step"] == 2
+
+
 # -- what becomes of signatures -----------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import stat
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,24 @@ def test_keys_are_made_for_their_owner_alone(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         new_key(tmp_path / "link")
     assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_full_disk_leaves_no_part_of_a_pair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    calls: list[int] = []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == failing:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("ckpt_core.format.signing.os.fsync", full)
+    with pytest.raises(UsageError, match="No space left"):
+        new_key(tmp_path / "k")
+    assert list(tmp_path.iterdir()) == []
+    new_key(tmp_path / "k")
 
 
 def test_a_passphrase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
