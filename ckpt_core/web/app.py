@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Sequence
 
 from fastapi import FastAPI
@@ -23,7 +22,6 @@ from ckpt_core.web.reading import ReadingAPI
 __all__ = ["PREFIX", "create_app", "create_open_app"]
 
 PREFIX = "/api/v1"
-_log = logging.getLogger("ckpt_core.web")
 
 
 def create_app(

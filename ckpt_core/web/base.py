@@ -64,6 +64,11 @@ def part(found: object, workspace: Workspace) -> tuple[str, APIRouter]:
 
     if isinstance(found, APIRouter):
         return "", found
-    if isinstance(found, type) and issubclass(found, BaseAPI):
-        return found.prefix, found(workspace).router()
-    raise CkptError(f"{found!r} is neither a subclass of BaseAPI nor an APIRouter", kind="plugin")
+    if not (isinstance(found, type) and issubclass(found, BaseAPI)):
+        raise CkptError(f"{found!r} is neither a subclass of BaseAPI nor an APIRouter", kind="plugin")
+    prefix, router = found.prefix, found(workspace).router()
+    if prefix and (not prefix.startswith("/") or prefix.endswith("/")):
+        raise CkptError(f"the prefix of {found!r} is {prefix!r}: write it as '/progress'", kind="plugin")
+    if not isinstance(router, APIRouter):
+        raise CkptError(f"router() of {found!r} returns {router!r}, not an APIRouter", kind="plugin")
+    return prefix, router

@@ -6,9 +6,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
+from ckpt_core.pipeline.workspace import Workspace
 from ckpt_core.web import documents as say
 from ckpt_core.web.base import BaseAPI
-from ckpt_core.web.choosing import by_id
+from ckpt_core.web.choosing import Choosing
 
 __all__ = ["ChangingAPI"]
 
@@ -17,6 +18,10 @@ Name = Annotated[str, Query(min_length=1, max_length=255)]
 
 class ChangingAPI(BaseAPI):
     """The routes that change something, or cost much."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        super().__init__(workspace)
+        self._choosing = Choosing(workspace)
 
     def router(self) -> APIRouter:
         router = APIRouter()
@@ -34,8 +39,8 @@ class ChangingAPI(BaseAPI):
 
     def tag(self, id: say.Id, body: say.TagName) -> say.CheckpointDocument:  # noqa: A002
         """Points a tag to the checkpoint, away from any other of its experiment."""
-        self.workspace.tag(by_id(self.workspace, id), body.tag)
-        return say.checkpoint_document(by_id(self.workspace, id))
+        self.workspace.tag(self._choosing.by_id(id), body.tag)
+        return say.checkpoint_document(self._choosing.by_id(id))
 
     def untag(self, experiment: Name, tag: Name) -> None:
         """Removes a tag; one that is not there is no error."""
@@ -43,17 +48,17 @@ class ChangingAPI(BaseAPI):
 
     def pin(self, id: say.Id) -> say.CheckpointDocument:  # noqa: A002
         """Keeps the checkpoint from every retention policy."""
-        self.workspace.pin(by_id(self.workspace, id))
-        return say.checkpoint_document(by_id(self.workspace, id))
+        self.workspace.pin(self._choosing.by_id(id))
+        return say.checkpoint_document(self._choosing.by_id(id))
 
     def unpin(self, id: say.Id) -> say.CheckpointDocument:  # noqa: A002
         """Leaves the checkpoint to the retention policies again."""
-        self.workspace.unpin(by_id(self.workspace, id))
-        return say.checkpoint_document(by_id(self.workspace, id))
+        self.workspace.unpin(self._choosing.by_id(id))
+        return say.checkpoint_document(self._choosing.by_id(id))
 
     def verify(self, id: say.Id, headers_only: bool = False) -> say.VerifyDocument:  # noqa: A002
         """Reads the checkpoint and checks every byte of it, and writes down what was found."""
-        report = self.workspace.verify([by_id(self.workspace, id)], read_data=not headers_only)
+        report = self.workspace.verify([self._choosing.by_id(id)], read_data=not headers_only)
         return say.VerifyDocument(
             ok=report.ok,
             packs=report.packs,

@@ -10,25 +10,31 @@ from ckpt_core.model import Checkpoint
 from ckpt_core.pipeline.trust import Readable, trusted_manifest
 from ckpt_core.pipeline.workspace import Workspace
 
-__all__ = ["by_id", "readable", "referred"]
+__all__ = ["Choosing"]
 
 
-def by_id(workspace: Workspace, identity: str) -> Checkpoint:
-    """The checkpoint of this id. Raises NotFoundError."""
-    found = referred(workspace, identity)
-    if found.id != identity:  # a tag of that name
-        raise NotFoundError(f"there is no checkpoint {identity}", kind="checkpoint")
-    return found
+class Choosing:
+    """The checkpoints of a store, for as long as its server runs: a signature is not checked anew for each request that
+    only chooses."""
 
+    def __init__(self, workspace: Workspace) -> None:
+        self._repository = workspace.repository
+        self._readable = Readable(workspace)
 
-def referred(
-    workspace: Workspace, reference: str, metric: str | None = None, mode: Literal["min", "max"] = "min"
-) -> Checkpoint:
-    """The checkpoint that a reference means. Raises NotFoundError, UsageError, SignatureError."""
-    return next(Readable(workspace).candidates(reference, experiment=None, metric=metric, mode=mode))
+    def by_id(self, identity: str) -> Checkpoint:
+        """The checkpoint of this id. Raises NotFoundError, SignatureError."""
+        found = self.referred(identity)
+        if found.id != identity:  # a tag of that name
+            raise NotFoundError(f"there is no checkpoint {identity}", kind="checkpoint")
+        return found
 
+    def referred(
+        self, reference: str, metric: str | None = None, mode: Literal["min", "max"] = "min"
+    ) -> Checkpoint:
+        """The checkpoint that a reference means. Raises NotFoundError, UsageError, SignatureError."""
+        return next(self._readable.candidates(reference, experiment=None, metric=metric, mode=mode))
 
-def readable(workspace: Workspace, identity: str) -> tuple[Checkpoint, Manifest]:
-    """A checkpoint and its manifest, to be read. Raises also SignatureError where nobody trusted signed it."""
-    checkpoint = by_id(workspace, identity)
-    return checkpoint, trusted_manifest(workspace.repository, checkpoint)
+    def readable(self, identity: str) -> tuple[Checkpoint, Manifest]:
+        """A checkpoint and its manifest, to be read. Raises also SignatureError where nobody trusted signed it."""
+        checkpoint = self.by_id(identity)
+        return checkpoint, trusted_manifest(self._repository, checkpoint)

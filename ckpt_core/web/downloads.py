@@ -18,11 +18,12 @@ from ckpt_core.format.documents import Manifest
 from ckpt_core.maintenance.leaves import tensor_specs
 from ckpt_core.maintenance.plainfile import PlainFile
 from ckpt_core.model import Buffer, Checkpoint, TensorSpec
+from ckpt_core.pipeline.workspace import Workspace
 from ckpt_core.repository import ChunkReader
 from ckpt_core.tree import Selection, backend_files, dtypes
 from ckpt_core.web import documents as say
 from ckpt_core.web.base import BaseAPI
-from ckpt_core.web.choosing import readable
+from ckpt_core.web.choosing import Choosing
 from ckpt_core.web.etags import HEAD, matches, tag_of
 from ckpt_core.web.problems import problem
 
@@ -38,6 +39,10 @@ _BYTES: dict[int | str, dict[str, Any]] = {
 
 class DownloadsAPI(BaseAPI):
     """The routes whose answers are bytes. A checkpoint never changes, so they may be kept for ever."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        super().__init__(workspace)
+        self._choosing = Choosing(workspace)
 
     def router(self) -> APIRouter:
         router = APIRouter()
@@ -103,7 +108,7 @@ class DownloadsAPI(BaseAPI):
         return self._bytes(request, manifest, file.size, file.read, tag, f"{checkpoint.id}.safetensors", {})
 
     def _packed(self, identity: str) -> tuple[Checkpoint, Manifest]:
-        checkpoint, manifest = readable(self.workspace, identity)
+        checkpoint, manifest = self._choosing.readable(identity)
         made = backend_files(manifest.state)
         if made is not None:
             raise UsageError(

@@ -18,6 +18,7 @@ from ckpt_core.errors import (
     MissingExtraError,
     NotFoundError,
     SignatureError,
+    StateMismatchError,
     StoreError,
     UsageError,
 )
@@ -33,6 +34,7 @@ _TITLES = {
 }  # fmt: skip
 _STATUS: tuple[tuple[type[CkptError], int], ...] = (
     (NotFoundError, 404), (UsageError, 400), (SignatureError, 403), (MissingExtraError, 501), (CatalogError, 503),
+    (StateMismatchError, 404),  # include= names what is not there
 )  # fmt: skip
 _STORE_STATUS = {"locked": 409, "read-only": 403, "full": 503}
 

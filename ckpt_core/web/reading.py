@@ -11,6 +11,7 @@ from starlette.responses import Response
 from ckpt_core import clock
 from ckpt_core.config import version_of
 from ckpt_core.errors import NotFoundError, UsageError
+from ckpt_core.format.sealed import seal
 from ckpt_core.maintenance.difference import ABSENT, TensorChange, ValueChange, difference
 from ckpt_core.maintenance.leaves import plain_leaves, tensor_specs
 from ckpt_core.model import Checkpoint
@@ -27,7 +28,7 @@ from ckpt_core.policies import (
 from ckpt_core.tree import dtypes
 from ckpt_core.web import documents as say
 from ckpt_core.web.base import BaseAPI
-from ckpt_core.web.choosing import by_id, readable, referred
+from ckpt_core.web.choosing import Choosing
 from ckpt_core.web.paging import Cursor, Limit, page
 
 __all__ = ["ReadingAPI"]
@@ -45,6 +46,7 @@ class ReadingAPI(BaseAPI):
         self, workspace: Workspace, *, allow_write: bool = False, parts: list[str] | None = None
     ) -> None:
         super().__init__(workspace)
+        self._choosing = Choosing(workspace)
         self._allow_write = allow_write
         self._parts = parts or []
 
@@ -134,21 +136,22 @@ class ReadingAPI(BaseAPI):
     ) -> say.CheckpointDocument:
         """The checkpoint that a reference means: `[EXPERIMENT@]latest`, `best` (name the metric), `step=N`, a tag, or
         the beginning of an id."""
-        return say.checkpoint_document(referred(self.workspace, ref, metric, mode))
+        return say.checkpoint_document(self._choosing.referred(ref, metric, mode))
 
     def one(self, id: say.Id) -> say.CheckpointDocument:  # noqa: A002
         """One checkpoint."""
-        return say.checkpoint_document(by_id(self.workspace, id))
+        return say.checkpoint_document(self._choosing.by_id(id))
 
     def manifest(self, id: say.Id) -> Response:  # noqa: A002
         """The document that makes the checkpoint, as it stands in the store: docs/format.md says what is in it."""
-        checkpoint, _ = readable(self.workspace, id)
-        data = self.workspace.repository.store.get(checkpoint.key)
-        return Response(data, media_type="application/json", headers={"Cache-Control": "private, no-cache"})
+        _, manifest = self._choosing.readable(id)  # what was checked, not what lies there a moment later
+        return Response(
+            seal(manifest), media_type="application/json", headers={"Cache-Control": "private, no-cache"}
+        )
 
     def leaves(self, id: say.Id, cursor: Cursor = None, limit: Limit = 1000) -> say.LeafPage:  # noqa: A002
         """What is in a checkpoint, by path: tensors, and plain values as they are. No tensor is read."""
-        _, manifest = readable(self.workspace, id)
+        _, manifest = self._choosing.readable(id)
         found: dict[str, say.LeafDocument] = {}
         for path, value in plain_leaves(manifest.state):
             found[path] = say.LeafDocument(
@@ -171,13 +174,13 @@ class ReadingAPI(BaseAPI):
     ) -> say.DiffDocument:
         """What a checkpoint changed of another (`old`), or of its parent. With `measure`, by how much: changed tensors
         are then read."""
-        after, new_manifest = readable(self.workspace, id)
+        after, new_manifest = self._choosing.readable(id)
         other = old or after.parent
         if other is None:
             raise NotFoundError(
                 f"{id} began from nothing and has no parent: name another with old=", kind="parent"
             )
-        before, old_manifest = readable(self.workspace, other)
+        before, old_manifest = self._choosing.readable(other)
         found = difference(self.workspace.repository, old_manifest, new_manifest, measure=measure)
         return say.DiffDocument(
             old=say.checkpoint_document(before),

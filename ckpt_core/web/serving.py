@@ -16,6 +16,9 @@ from ckpt_core.pipeline.workspace import Workspace
 
 __all__ = ["Server", "token_file"]
 
+_PATIENCE = 10
+"""Seconds that whoever is being answered has when the server ends: one that takes nothing would hold it for ever."""
+
 _ADVICE = "the server needs FastAPI and uvicorn: pip install 'ckpt-core[serve]'"
 
 
@@ -52,6 +55,7 @@ class Server:
         config = uvicorn.Config(
             app, http="h11", ws="none", lifespan="off", access_log=False, log_level="warning", server_header=False,
             timeout_keep_alive=15, limit_concurrency=100, h11_max_incomplete_event_size=64 << 10,
+            timeout_graceful_shutdown=_PATIENCE,
         )  # fmt: skip
         self._server = uvicorn.Server(config)
 
@@ -66,7 +70,7 @@ class Server:
             self._server.run(sockets=[self._socket])
 
     def stop(self) -> None:
-        """Ends `run`, from any thread, when what was asked is answered."""
+        """Ends `run`, from any thread, when what was asked is answered, or after ten seconds."""
         self._server.should_exit = True
 
 
@@ -94,6 +98,8 @@ def token_file(path: Path, token: str) -> Iterator[Path]:
             file.write(f"{token}\n")
         os.replace(temporary, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise UsageError(
             f"the token cannot be written to {path}: {error.strerror or error}", kind="token"
         ) from error
@@ -112,7 +118,7 @@ def _listen(host: str, port: int) -> socket.socket:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
             listener.listen(100)
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, UnicodeError) as error:
             raise UsageError(
                 f"cannot listen on {host} port {port}: {error}; try another --port", kind="port"
             ) from error

@@ -65,7 +65,20 @@ def test_the_token_counts_in_the_printed_address_alone(stranger: TestClient) -> 
     assert "httponly" in cookie
     assert "samesite=strict" in cookie
     assert stranger.get("/").status_code == 200
+    (own,) = stranger.cookies.items()
     stranger.cookies.clear()
+    for other in (
+        'jupyter={"a": 1}',
+        "a b=c",
+        "x=\xe9",
+        "=",
+        ";;",
+        '"',
+        'x="\\',
+    ):  # of other servers on this host
+        given = f"{other}; {own[0]}={own[1]}".encode("latin-1")
+        assert stranger.get("/", headers={"Cookie": given}).status_code == 200, other
+        refused(stranger.get("/", headers={"Cookie": f"{other}; {own[0]}=x".encode("latin-1")}), 401)
     stranger.cookies.set("ckpt", TOKEN)
     refused(stranger.get("/"), 401)
 
@@ -88,7 +101,8 @@ def test_our_own_names(api: TestClient, host: str) -> None:
 @pytest.mark.parametrize(
     "headers",
     [{"Origin": "http://evil.example"}, {"Origin": "null"}, {"Origin": "http://127.0.0.1:9999"},
-     {"Origin": "http://127.0.0.1:8000.evil.example"}, {"Origin": "file://127.0.0.1:8000"}, {"Sec-Fetch-Site": "cross-site"}],
+     {"Origin": "http://127.0.0.1:8000.evil.example"}, {"Origin": "file://127.0.0.1:8000"}, {"Sec-Fetch-Site": "cross-site"},
+     {"Origin": "http://["}, {"Origin": "http://127.0.0.1:x"}, {"Origin": ""}],
 )  # fmt: skip
 def test_pages_of_other_sites(writing: TestClient, newest: str, headers: dict[str, str]) -> None:
     refused(writing.get("/api/v1/experiments", headers=headers), 403)
@@ -133,8 +147,7 @@ def test_texts_name_nothing_else(api: TestClient, newest: str, value: str) -> No
     refused(api.get(f"/api/v1/checkpoints/{newest}/diff", params={"old": value}), 422)
     answer = api.get(f"/api/v1/checkpoints/{newest}/safetensors", params={"include": value})
     if not value.startswith("*"):
-        refused(answer, 400, 404, 422, 500)
-        assert answer.status_code < 500 or answer.json()["kind"] != "internal"
+        refused(answer, 404, 422)
 
 
 def test_the_store_is_as_it_was(root: Path, tmp_path: Path) -> None:

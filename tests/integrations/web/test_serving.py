@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -21,11 +22,13 @@ from typing import Any
 import numpy as np
 import pytest
 import schemathesis
+from fastapi import APIRouter
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis.specs.openapi import checks
 
 from ckpt_core import CheckpointManager, UsageError, Workspace
+from ckpt_core.web import serving as serving_module
 from ckpt_core.web.app import create_app
 from ckpt_core.web.serving import Server, token_file
 from contract.web_case import TOKEN, state
@@ -161,7 +164,9 @@ class serving:  # noqa: N801
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         found = re.fullmatch(r"open (http://127\.0\.0\.1:\d+/)\?token=([0-9a-f]{64})\n", line)
-        assert found is not None, (line, self._process.stderr and self._process.stderr.read())
+        if found is None:
+            self._process.kill()
+            raise AssertionError((line, self._process.communicate()[1]))
         return self._process, found[1], found[2]
 
     def __exit__(self, *error: object) -> None:
@@ -194,6 +199,37 @@ def test_a_port_that_is_taken(workspace: Workspace, server: Server) -> None:
         Server(workspace, port=server.port)
 
 
+@pytest.mark.parametrize("host", ["a" * 70, "..", "a\0b", "256.256.256.256"])
+def test_a_host_that_is_none(workspace: Workspace, host: str) -> None:
+    with pytest.raises(UsageError, match="cannot listen"):
+        Server(workspace, host=host)
+
+
+def test_who_never_ends_does_not_hold_the_server(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving_module, "_PATIENCE", 1)
+    asked = threading.Event()
+    router = APIRouter()
+
+    async def forever() -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    router.add_api_route("/forever", forever)
+    server = Server(workspace, parts=[router], token=TOKEN)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        connection.sendall(
+            f"GET /api/v1/forever HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode()
+        )
+        assert asked.wait(60)
+        server.stop()
+        thread.join(60)
+        assert not thread.is_alive()
+
+
 def test_a_token_that_cannot_be_kept(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
@@ -201,6 +237,10 @@ def test_a_token_that_cannot_be_kept(tmp_path: Path) -> None:
         token_file(tmp_path / "file" / "token", TOKEN),
     ):
         pass
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UsageError, match="token cannot be written"), token_file(tmp_path / "folder", TOKEN):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder"}
 
 
 def test_the_token_file_follows_no_link(tmp_path: Path) -> None:
