@@ -18,6 +18,7 @@ from ckpt_core import CorruptionError, StateError, StorageBackend
 __all__ = ["WeightsFile"]
 
 _BFLOAT16 = "bfloat16"
+_DEEPEST = 90
 
 
 class WeightsFile(StorageBackend):
@@ -73,7 +74,7 @@ def _write(group: Any, tree: Mapping[str, Any], where: str) -> None:
 def _load(path: Path, mapped: Path | None) -> dict[str, Any]:
     try:
         with h5py.File(path, "r") as file:
-            return _read(file, mapped, ())
+            return _read(file, mapped, {file.id})
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         if isinstance(error, CorruptionError):
             raise
@@ -82,17 +83,18 @@ def _load(path: Path, mapped: Path | None) -> dict[str, Any]:
         ) from error
 
 
-def _read(group: Any, mapped: Path | None, within: tuple[Any, ...]) -> dict[str, Any]:
+def _read(group: Any, mapped: Path | None, seen: set[Any], depth: int = 0) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in group:
         link = group.get(name, getlink=True)
         if not isinstance(link, h5py.HardLink):  # others lead to other files
             raise CorruptionError(f"{name!a} is a link to something else", kind="document")
         member = group[name]
+        if member.id in seen or depth > _DEEPEST:  # a few groups within each other could be read for ever
+            raise CorruptionError(f"{name!a} stands in the file more than once, or too deep", kind="document")
+        seen.add(member.id)
         if isinstance(member, h5py.Group):
-            if member.id in within or len(within) > 90:
-                raise CorruptionError(f"the group {name!a} contains itself", kind="document")
-            found[name] = _read(member, mapped, (*within, member.id))
+            found[name] = _read(member, mapped, seen, depth + 1)
         else:
             found[name] = _array(member, mapped)
     return found

@@ -6,11 +6,14 @@ the one only the classes that describe a checkpoint are made, of the others what
 
 from __future__ import annotations
 
+import enum
 import io
+import math
 import os
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,7 +36,6 @@ __all__ = ["DistributedBackend"]
 
 _METADATA = ".metadata"
 _LIMIT = 1 << 30
-_LONGEST = 1_000_000  # members of a list
 _CLASSES = {
     "torch.distributed.checkpoint.metadata": (
         "Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata", "MetadataIndex",
@@ -105,8 +107,24 @@ class _Planner(_EmptyStateDictLoadPlanner):
         super().load_bytes(read_item, _saved(plain))
 
 
-class _Unpickler(pickle.Unpickler):
-    """Makes what describes a checkpoint, and nothing else."""
+class _Unpickler(pickle._Unpickler):
+    """Makes what describes a checkpoint, and nothing else.
+
+    It is the one in Python: that in C takes memory for a number that stands in the file, and nothing of it can be
+    held back.
+    """
+
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+    del dispatch[pickle.BYTEARRAY8[0]]  # takes what memory the file says
+
+    def load_build(self) -> None:
+        """Attributes of what was made here, and never of a class, which all of the process shares."""
+        target = self.stack[-2]  # type: ignore[attr-defined]
+        if callable(target) or isinstance(target, enum.Enum):
+            raise pickle.UnpicklingError(f"its metadata would change {target!r}")
+        super().load_build()  # type: ignore[misc]
+
+    dispatch[pickle.BUILD[0]] = load_build
 
     def find_class(self, module: str, name: str) -> Any:
         known = name in _CLASSES.get(module, ())
@@ -148,12 +166,21 @@ def _check(folder: Path, metadata: Metadata) -> None:
     claimed = 0
     for each in metadata.state_dict_metadata.values():
         if isinstance(each, TensorStorageMetadata):
-            claimed += each.size.numel() * each.properties.dtype.itemsize
+            if min((0, *each.size)) < 0:
+                raise CorruptionError(f"{folder} has a tensor of an impossible shape", kind="document")
+            claimed += math.prod(each.size) * each.properties.dtype.itemsize
     if claimed > sum(sizes.values()):
         raise CorruptionError(f"{folder} claims {claimed} bytes of tensors, more than it has", kind="size")
-    for path in (metadata.planner_data or {}).values():
-        if any(isinstance(part, int) and not 0 <= part < _LONGEST for part in path):
-            raise CorruptionError(f"{folder} has a list of an impossible length", kind="document")
+    _check_lists(folder, metadata.planner_data or {})
+
+
+def _check_lists(folder: Path, paths: Mapping[str, tuple[Any, ...]]) -> None:
+    """That no list is longer than what is in it."""
+    members = Counter(path[:depth] for path in paths.values() for depth in range(len(path)))
+    for path in paths.values():
+        for depth, part in enumerate(path):
+            if isinstance(part, int) and not 0 <= part < members[path[:depth]]:
+                raise CorruptionError(f"{folder} has a list of an impossible length", kind="document")
 
 
 @contextmanager

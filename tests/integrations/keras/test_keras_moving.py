@@ -73,3 +73,13 @@ def test_a_file_does_not_lead_to_others(tmp_path: Path) -> None:
         file.create_dataset("w", (1 << 40,), "f8", chunks=(1024,))
     with pytest.raises(CorruptionError, match="claims"):
         WeightsFile().load_checkpoint(tmp_path / "z.weights.h5")
+
+
+def test_groups_that_stand_twice_are_not_read_for_ever(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "x.weights.h5", "w") as file:
+        group = file.create_group("layers")
+        for _ in range(40):  # 2**40 ways to the last
+            group["a"] = group["b"] = inner = file.create_group(None)
+            group = inner
+    with pytest.raises(CorruptionError, match="more than once"):
+        WeightsFile().load_checkpoint(tmp_path / "x.weights.h5")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import tracemalloc
 import warnings
 from pathlib import Path
 from typing import Any
@@ -84,19 +85,50 @@ def test_its_pickles_are_not_believed(tmp_path: Path) -> None:
     assert not done.exists()
 
 
-@pytest.mark.parametrize("fault", ["path", "size", "length"])
-def test_its_metadata_is_held_against_its_files(tmp_path: Path, fault: str) -> None:
+@pytest.mark.parametrize(
+    ("hostile", "said"),
+    [
+        (b"\x80\x02cpathlib\nPosixPath\nN}X\x04\x00\x00\x00markK\x01s\x86b.", "would change"),
+        (
+            b"\x80\x02ctorch.distributed.checkpoint.metadata\nMetadata\n}X\x04\x00\x00\x00markK\x01sb.",
+            "would",
+        ),
+        (b"\x80\x02Nr\xff\xff\xff\x0f.", "no metadata"),  # a memo of 268 million places
+        (b"\x80\x05\x96\x00\x00\x00\x00\x20\x00\x00\x00.", "damaged"),  # 137 GB for a bytearray
+    ],
+    ids=["class", "state", "memo", "bytearray"],
+)
+def test_its_pickles_change_nothing_and_take_no_memory(tmp_path: Path, hostile: bytes, said: str) -> None:
     dcp.save({"w": torch.ones(3)}, storage_writer=dcp.FileSystemWriter(tmp_path / "x"), no_dist=True)
+    (tmp_path / "x" / ".metadata").write_bytes(hostile)
+    tracemalloc.start()
+    try:
+        with pytest.raises((FormatError, CorruptionError), match=said):
+            DistributedBackend().load_checkpoint(tmp_path / "x")
+        assert tracemalloc.get_traced_memory()[1] < 100 << 20
+    finally:
+        tracemalloc.stop()
+    assert not hasattr(type(tmp_path), "mark")
+
+
+@pytest.mark.parametrize("fault", ["path", "size", "overflow", "negative", "length", "list"])
+def test_its_metadata_is_held_against_its_files(tmp_path: Path, fault: str) -> None:
+    dcp.save({"w": torch.ones(3), "l": [torch.ones(1)]}, checkpoint_id=tmp_path / "x", no_dist=True)
     place = tmp_path / "x" / ".metadata"
     metadata = pickle.loads(place.read_bytes())  # noqa: S301 - our own
-    (info,) = metadata.storage_data.values()
+    info = next(iter(metadata.storage_data.values()))
+    tensor = metadata.state_dict_metadata["w"]
     if fault == "path":
         info.relative_path = "../../secret"
     elif fault == "length":
         info.length = 1 << 40
+    elif fault == "list":
+        metadata.planner_data["l.0"] = ("l", 900_000)
     else:
-        metadata.state_dict_metadata["w"].size = torch.Size([1 << 40])
+        shapes = {"size": [1 << 40], "overflow": [1 << 32, 1 << 32], "negative": [-5]}
+        tensor.size = torch.Size(shapes[fault])
     place.write_bytes(pickle.dumps(metadata))
-    with pytest.raises(CorruptionError):
+    said = {"path": "no file", "length": "behind", "list": "list", "negative": "shape"}.get(fault, "claims")
+    with pytest.raises(CorruptionError, match=said):
         DistributedBackend().load_checkpoint(tmp_path / "x")
     assert sorted(os.listdir(tmp_path)) == ["x"]
