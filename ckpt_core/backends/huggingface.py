@@ -6,7 +6,7 @@ the configuration, the tokenizer and the like by their paths in the folder.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,12 @@ class HuggingFaceBackend(StorageBackend):
                 raise StateError(f"{name!a} in `files` is not the content of a file", kind="format")
             if name.endswith(_WEIGHTS):
                 raise StateError(f"{name!a} in `files` would be taken for weights", kind="format")
-        return {"model": dict(_named(model)), "files": dict(files)}
+        named: dict[str, Any] = {}
+        for name, weight in _named(model.items()):
+            if name in named:
+                raise StateError(f"two weights in `model` would both be called {name!a}", kind="format")
+            named[name] = weight
+        return {"model": named, "files": dict(files)}
 
     def _read(self, path: Path, device: str | None, *, copy: bool) -> Any:
         codec = registry.tensor_named("torch" if device is not None else "numpy")
@@ -109,12 +114,12 @@ def _files(folder: Path) -> dict[str, bytes]:
     return files
 
 
-def _named(tree: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def _named(items: Iterable[tuple[Any, Any]], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Weights with the names of the modules around them, `layer.0.weight`."""
-    found: list[tuple[str, Any]] = []
-    for key, value in tree.items():
+    for key, value in items:
         if isinstance(value, Mapping):
-            found += _named(value, f"{prefix}{key}.")
+            yield from _named(value.items(), f"{prefix}{key}.")
+        elif isinstance(value, (list, tuple)):
+            yield from _named(enumerate(value), f"{prefix}{key}.")
         elif value is not None and hasattr(value, "shape"):
-            found.append((f"{prefix}{key}", value))
-    return found
+            yield f"{prefix}{key}", value

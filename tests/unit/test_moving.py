@@ -201,3 +201,17 @@ def test_what_somebodys_format_raises_is_told_in_our_words(tmp_path: Path) -> No
         pytest.raises(FormatError, match="what"),
     ):
         import_checkpoint(manager, tmp_path / "x", format=Raises())
+
+
+def test_weights_in_lists_are_called_as_modules_are(tmp_path: Path) -> None:
+    model = {"a": np.ones(2), "layers": [{"w": np.ones(3)}, {"w": np.zeros(3)}], "epoch": 3}
+    files = {"config.json": b"{}"}
+    with CheckpointManager(MemoryStore(), experiment="x") as manager:
+        manager.save({"model": model, "files": files}, step=1, wait=True)
+        export_checkpoint(manager, "latest", tmp_path / "x", format="huggingface")
+        assert load_file(tmp_path / "x" / "model.safetensors").keys() == {"a", "layers.0.w", "layers.1.w"}
+        twice = {"a.b": np.ones(2), "a": {"b": np.zeros(2)}}
+        manager.save({"model": twice, "files": files}, step=2, wait=True)
+        with pytest.raises(StateError, match="both be called 'a.b'"):
+            export_checkpoint(manager, "latest", tmp_path / "y", format="huggingface")
+    assert os.listdir(tmp_path) == ["x"]
