@@ -1,4 +1,4 @@
-"""Checkpoints from one store to another, with their tags, pins and metric series: only what is missing travels.
+"""Checkpoints from one store to another, with all that belongs to them: only what is missing travels.
 
 A mirror is a store's second self, which follows it in all (`mirror`); here two stores stay what they are.
 """
@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ckpt_core.errors import CkptError, NotFoundError, StoreError, UsageError
-from ckpt_core.format.documents import MetricSegment
+from ckpt_core.format.documents import AttemptStart, MetricSegment
 from ckpt_core.format.sealed import unseal
 from ckpt_core.maintenance.mirroring import copy_document
 from ckpt_core.model import Checkpoint
@@ -53,7 +53,8 @@ def copy_checkpoints(
 ) -> Copied:
     """Copies checkpoints between two stores: those that references name, those of an `experiment`, or all.
 
-    They keep their ids, steps, metrics, tags, pins and metric series. What the target has does not travel, so a copy
+    They keep their ids, steps, metrics, tags, pins and metric series; what their attempts told and the tags of their
+    experiments come along. What the target has does not travel, so a copy
     that was interrupted goes on where it was. A target that is not there is made as the source was; one with another
     `chunk_bytes` or `digest` gets its own chunks. Every byte is checked as it is read. Damaged checkpoints are left
     out, and told. Raises NotFoundError, UsageError (the two are one store), StoreError.
@@ -136,7 +137,11 @@ def copy_between(
     standing |= {checkpoint.id for checkpoint in copied}
     present = [checkpoint for checkpoint in wanted if checkpoint.id in standing]
     marks, kept = _copy_marks(origin, there, present)
-    segments = _copy_series(origin, there, present)
+    lineages: dict[str, set[str]] = {}
+    for each in present:
+        lineages.setdefault(each.experiment, set()).add(each.attempt.lineage)
+    segments = _copy_series(origin, there, lineages)
+    _copy_records(origin, there, lineages)
     for name in sorted({checkpoint.experiment for checkpoint in present}):
         there.index.synchronise(name)
     nbytes = sum(checkpoint.written_bytes for checkpoint in copied)
@@ -197,11 +202,8 @@ def _copy_marks(origin: Workspace, there: Workspace, present: Iterable[Checkpoin
     return count, kept
 
 
-def _copy_series(origin: Workspace, there: Workspace, present: Iterable[Checkpoint]) -> int:
-    """The metric series of the lineages of checkpoints that are there now; returns how many segments."""
-    lineages: dict[str, set[str]] = {}
-    for checkpoint in present:
-        lineages.setdefault(checkpoint.experiment, set()).add(checkpoint.attempt.lineage)
+def _copy_series(origin: Workspace, there: Workspace, lineages: Mapping[str, set[str]]) -> int:
+    """The metric series of these lineages of each experiment; returns how many segments."""
     count = 0
     for name, own in lineages.items():
         for key in origin.segments.keys(name):
@@ -210,12 +212,36 @@ def _copy_series(origin: Workspace, there: Workspace, present: Iterable[Checkpoi
             try:
                 data = origin.repository.store.get(key, limit=layout.DOCUMENT_LIMIT)
                 if unseal(data, MetricSegment, key).attempt.lineage in own:
-                    copy_document(origin.repository, there.repository, key)
-                    if there.mirror is not None:
-                        there.mirror.note(key)
+                    _copy_document(origin, there, key)
                     count += 1
             except StoreError:
                 raise
             except CkptError as error:
                 _log.warning("a piece of the metric series is not copied: %s", error)
     return count
+
+
+def _copy_records(origin: Workspace, there: Workspace, lineages: Mapping[str, set[str]]) -> None:
+    """What attempts of these lineages told (configuration, environment, how they ended), and tags of experiments."""
+    for name, own in lineages.items():
+        attempts: set[str] = set()
+        places = [(layout.parse_attempt_key(key), key) for key in origin.experiments.keys(name)]
+        # The beginnings first: they tell whose the words are.
+        for place, key in sorted(places, key=lambda found: found[0] is None or found[0].word is not None):
+            try:
+                if place is not None and place.word is None:
+                    begun = origin.experiments.read(key)
+                    if isinstance(begun, AttemptStart) and begun.attempt.lineage in own:
+                        attempts.add(place.id)
+                if (place is None or place.id in attempts) and not there.repository.store.exists(key):
+                    _copy_document(origin, there, key)
+            except StoreError:
+                raise
+            except CkptError as error:
+                _log.warning("what is known of an experiment is not all copied: %s", error)
+
+
+def _copy_document(origin: Workspace, there: Workspace, key: str) -> None:
+    copy_document(origin.repository, there.repository, key)
+    if there.mirror is not None:
+        there.mirror.note(key)

@@ -13,6 +13,7 @@ from ckpt_core.maintenance.verify import verify
 from ckpt_core.repository import Repository, layout, transfer
 from ckpt_core.stores import LocalStore, MemoryStore, Store
 from ckpt_core.testing import same_state
+from ckpt_core.tracker.experiments import ExperimentTracker
 
 NOISE = np.random.default_rng(5).standard_normal(20_000)
 CHUNK = 4096
@@ -177,6 +178,21 @@ def test_a_tag_of_the_target_stays() -> None:
     with CheckpointManager(there, experiment="digits") as manager:
         assert manager.resolve("t1").id == own
         assert manager.resolve("t2").step == 2
+
+
+def test_what_is_known_of_the_experiment_comes_along() -> None:
+    source, target = MemoryStore(), MemoryStore()
+    filled(source, config={"lr": 0.1})
+    filled(source, range(7, 8), config={"lr": 0.2})  # another lineage, of which nothing is copied
+    with ExperimentTracker(source) as tracker:
+        tracker.tag("digits", "chosen")
+    for _ in range(2):
+        copy_checkpoints(source, target, "digits@t2")
+        with ExperimentTracker(source) as one, ExperimentTracker(target) as other:
+            ours, theirs = one.experiment("digits"), other.experiment("digits")
+            assert theirs.tags == ours.tags == ("chosen",)
+            assert (len(ours.attempts), theirs.attempts) == (2, ours.attempts[:1])
+            assert theirs.attempts[0].config == {"lr": 0.1}
 
 
 def test_the_same_store_is_refused(tmp_path: Path) -> None:

@@ -32,9 +32,9 @@ from ckpt_core.errors import UsageError
 def copy(call: Call, source: str, target: str, references: tuple[str, ...], experiment: str | None) -> int:
     """Copy checkpoints from the store SRC to the store DST.
 
-    With their tags, pins and metric series, under their own ids. Only chunks that DST lacks travel, each checked;
-    what was interrupted goes on with the next call. DST is made if there is none. Exits with 3 where something
-    could not be copied.
+    With their tags, pins, metric series and attempts, under their own ids. Only chunks that DST lacks travel, each
+    checked; what was interrupted goes on with the next call. DST is made if there is none. Exits with 3 where
+    something could not be copied.
     """
     from ckpt_core.cli.output import Output
     from ckpt_core.cli.progress import progress_bar
