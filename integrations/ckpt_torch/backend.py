@@ -46,15 +46,17 @@ class TorchBackend(StorageBackend):
         return self._load(path, device, mapped=False)
 
     def view_checkpoint(self, path: Path) -> Any:
-        return self._load(path, None, mapped=zipfile.is_zipfile(path))  # an old file can only be read
+        return self._load(path, None, mapped=True)
 
     def recognises(self, path: Path) -> bool:
         return path.name.endswith((".pt", ".pth", ".ckpt"))
 
     def _load(self, path: Path, device: str | None, *, mapped: bool) -> Any:
-        _check_sizes(path)
+        plain = _is_plain(path)
         try:
-            found = torch.load(path, device or "cpu", weights_only=not self.allow_pickle, mmap=mapped)
+            found = torch.load(
+                path, device or "cpu", weights_only=not self.allow_pickle, mmap=mapped and plain
+            )
         except pickle.UnpicklingError as error:
             raise FormatError(
                 f"{path} holds more than tensors and plain values, and is not unpickled: if you trust it as your own "
@@ -158,17 +160,20 @@ def _tag(value: Mapping[Any, Any]) -> str | None:
     return key if isinstance(key, str) and key.startswith("$") else None
 
 
-def _check_sizes(path: Path) -> None:
-    """That no member of the archive claims more than it can expand to."""
+def _is_plain(path: Path) -> bool:
+    """Whether its tensors lie in it as they are, so that they can be mapped: not in an old file, nor in an archive
+    that somebody compressed. Raises CorruptionError where a member claims more than it can expand to."""
     if not zipfile.is_zipfile(path):
-        return
+        return False
     try:
         with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
-                if info.file_size > info.compress_size * _EXPANSION:
-                    raise CorruptionError(f"{path} claims to expand to {info.file_size} bytes", kind="size")
+            members = archive.infolist()
     except zipfile.BadZipFile as error:
         raise CorruptionError(f"{path} is a damaged archive: {error}", kind="document") from error
+    for info in members:
+        if info.file_size > info.compress_size * _EXPANSION:
+            raise CorruptionError(f"{path} claims to expand to {info.file_size} bytes", kind="size")
+    return all(info.compress_type == zipfile.ZIP_STORED for info in members)
 
 
 def _short(error: Exception) -> str:

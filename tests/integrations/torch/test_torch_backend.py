@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import datetime
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,18 @@ def test_damage_is_told(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-300])
     with pytest.raises((CorruptionError, FormatError)):
         TorchBackend().load_checkpoint(path)
+
+
+def test_an_archive_that_somebody_compressed_is_not_mapped(tmp_path: Path) -> None:
+    state = {"w": torch.arange(10_000.0)}
+    torch.save(state, tmp_path / "x.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "x.pt") as plain,
+        zipfile.ZipFile(tmp_path / "y.pt", "w", zipfile.ZIP_DEFLATED) as made,
+    ):
+        for info in plain.infolist():
+            made.writestr(info.filename, plain.read(info))
+    assert same_state(TorchBackend().view_checkpoint(tmp_path / "y.pt"), state)
 
 
 def test_a_manager_finds_it_by_name() -> None:
