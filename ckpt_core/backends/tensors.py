@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
+import numpy as np
 from safetensors import safe_open
 
 from ckpt_core.backends.contract import StorageBackend
@@ -69,8 +70,8 @@ class SafetensorsBackend(StorageBackend):
             with safe_open(file, "np") as opened:
                 for name in opened.keys():  # noqa: SIM118 - it is no mapping
                     if expected[name].spec.dtype in _OF_NUMPY:
-                        same = opened.get_tensor(name).tobytes() == expected[name].data.tobytes()
-                        bad |= set() if same else {name}
+                        read = opened.get_tensor(name).reshape(-1).view("u1")
+                        bad |= set() if np.array_equal(read, expected[name].data) else {name}
         return sorted(bad)
 
     def recognises(self, path: Path) -> bool:
