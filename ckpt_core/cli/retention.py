@@ -20,7 +20,7 @@ from ckpt_core.policies import (
     KeepWithinBytes,
     RetentionContext,
     RetentionPolicy,
-    decide,
+    decide_lineages,
 )
 
 __all__ = ["decide_all", "decide_named", "policies_from"]
@@ -56,24 +56,7 @@ def policies_from(call: Call, keep: Mapping[str, Any]) -> list[RetentionPolicy]:
 
 def decide_all(call: Call, policies: Sequence[RetentionPolicy], experiments: Sequence[str]) -> list[Decision]:
     """What the policies say of these experiments (none named: all), lineage by lineage."""
-    found = listed(call, experiments)
-    context = RetentionContext(clock.now())
-    best = next((policy for policy in policies if isinstance(policy, KeepBest)), None)
-    lineages: dict[tuple[str, str], list[Checkpoint]] = {}
-    for checkpoint in sorted(found, key=lambda c: (c.experiment, *c.order)):
-        lineages.setdefault((checkpoint.experiment, checkpoint.attempt.lineage), []).append(checkpoint)
-    if best is not None:
-        for (experiment, _), group in lineages.items():
-            if not any(best.metric in c.metrics for c in group):
-                known = sorted({name for c in group for name in c.metrics})
-                raise NotFoundError(
-                    f"a lineage of {experiment!r} has no checkpoint with the metric {best.metric!r} (it has "
-                    f"{', '.join(known) or 'none'}), so --keep-best would keep none of it; "
-                    "choose with --experiment",
-                    kind="metric",
-                    metric=best.metric,
-                )
-    return [decision for group in lineages.values() for decision in decide(policies, group, context)]
+    return decide_lineages(policies, listed(call, experiments), RetentionContext(clock.now()))
 
 
 def decide_named(call: Call, references: Sequence[str], all_of: Sequence[str]) -> list[Decision]:

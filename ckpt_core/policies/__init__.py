@@ -20,6 +20,7 @@ from ckpt_core.policies.retention import (
     RetentionContext,
     RetentionPolicy,
     decide,
+    decide_lineages,
     worth_remembering,
 )
 from ckpt_core.policies.save import (
@@ -64,6 +65,7 @@ __all__ = [
     "SavePolicyHook",
     "WithinOverhead",
     "decide",
+    "decide_lineages",
     "parse_bytes",
     "save_policy_from",
     "worth_remembering",

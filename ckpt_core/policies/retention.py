@@ -12,7 +12,7 @@ from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import Protocol, runtime_checkable
 
-from ckpt_core.errors import UsageError
+from ckpt_core.errors import NotFoundError, UsageError
 from ckpt_core.model import Checkpoint, Decision
 from ckpt_core.policies.arguments import Mode, check_count, check_mode
 
@@ -25,6 +25,7 @@ __all__ = [
     "RetentionContext",
     "RetentionPolicy",
     "decide",
+    "decide_lineages",
     "oldest_first",
     "worth_remembering",
 ]
@@ -120,6 +121,32 @@ def decide(
             reasons.append("kept by none of: " + ", ".join(descriptions))
         decisions.append(Decision(checkpoint, keep, tuple(dict.fromkeys(reasons))))
     return decisions
+
+
+def decide_lineages(
+    policies: Sequence[RetentionPolicy], checkpoints: Sequence[Checkpoint], context: RetentionContext
+) -> list[Decision]:
+    """What the policies say of each lineage of these checkpoints, experiment by experiment.
+
+    Raises NotFoundError (kind `metric`) for a lineage that has nothing to be the best by: most likely a typing error,
+    which would keep none of it.
+    """
+    lineages: dict[tuple[str, str], list[Checkpoint]] = {}
+    for checkpoint in sorted(checkpoints, key=lambda c: (c.experiment, *c.order)):
+        lineages.setdefault((checkpoint.experiment, checkpoint.attempt.lineage), []).append(checkpoint)
+    best = next((policy for policy in policies if isinstance(policy, KeepBest)), None)
+    metric = None if best is None else best.metric or context.metric
+    for (experiment, _), group in lineages.items():
+        if metric is not None and not any(metric in c.metrics for c in group):
+            known = sorted({name for c in group for name in c.metrics})
+            raise NotFoundError(
+                f"a lineage of {experiment!r} has no checkpoint with the metric {metric!r} (it has "
+                f"{', '.join(known) or 'none'}), so to keep the best would keep none of it: name another metric, or "
+                "other experiments",
+                kind="metric",
+                metric=metric,
+            )
+    return [decision for group in lineages.values() for decision in decide(policies, group, context)]
 
 
 def oldest_first(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:

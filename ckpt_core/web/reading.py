@@ -23,7 +23,7 @@ from ckpt_core.policies import (
     KeepTagged,
     RetentionContext,
     RetentionPolicy,
-    decide,
+    decide_lineages,
 )
 from ckpt_core.tree import dtypes
 from ckpt_core.web import documents as say
@@ -221,11 +221,7 @@ class ReadingAPI(BaseAPI):
             raise UsageError(
                 "name a policy: keep_last=, keep_best=, keep_every_steps= or keep_tagged=", kind="option"
             )
-        lineages: dict[str, list[Checkpoint]] = {}
-        for each in self._known(experiment):
-            lineages.setdefault(each.attempt.lineage, []).append(each)
-        context = RetentionContext(clock.now())
-        decisions = [one for group in lineages.values() for one in decide(policies, group, context)]
+        decisions = decide_lineages(policies, self._known(experiment), RetentionContext(clock.now()))
         return say.RetentionDocument(
             items=[
                 say.DecisionDocument(

@@ -99,6 +99,8 @@ def test_what_retention_would_do(api: TestClient) -> None:
     assert all(each["reasons"] for each in found["items"])
     assert get(api, "/retention", 400, experiment="digits")["kind"] == "option"
     assert get(api, "/retention", 400, experiment="digits", keep_best=1)["kind"] == "metric"
+    wrong = {"keep_best": 1, "metric": "los", "mode": "max"}  # keeps none: a typing error
+    assert "it has loss" in get(api, "/retention", 404, experiment="digits", **wrong)["detail"]
     assert len(get(api, "/checkpoints", experiment="digits")["items"]) == 7
 
 
