@@ -8,7 +8,7 @@ import operator
 import threading
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ckpt_core import clock
 from ckpt_core.errors import CkptError, UsageError
@@ -20,9 +20,12 @@ from ckpt_core.repository.layout import segments_folder
 if TYPE_CHECKING:
     from ckpt_core.catalog import Catalog
 
-__all__ = ["MetricLog", "as_metrics", "check_seconds", "fit_for_best"]
+__all__ = ["MetricLog", "as_metrics", "check_metric", "check_seconds", "fit_for_best"]
 
 _FLUSH_AT = 50_000
+_UNTOLD = 500_000
+"""So many values are kept for a catalog that is away."""
+_LARGEST_STEP = 1 << 62  # of the format
 _Step = tuple[Attempt, list[MetricPoint]]
 _log = logging.getLogger("ckpt_core.metrics")
 
@@ -31,11 +34,7 @@ def as_metrics(metrics: Mapping[str, Any] | None) -> dict[str, float]:
     """Metrics as plain floats; numbers, numpy scalars and tensors of one value will do. Raises UsageError."""
     found = {}
     for name, value in (metrics or {}).items():
-        if not isinstance(name, str) or not _is_name(name):
-            raise UsageError(
-                f"{name!a} is not the name of a metric: use a printable text of 1 to 255 characters",
-                kind="metric",
-            )
+        check_metric(name)
         try:
             if isinstance(value, (str, bytes)):
                 raise TypeError
@@ -45,6 +44,15 @@ def as_metrics(metrics: Mapping[str, Any] | None) -> dict[str, float]:
                 f"metric {name!r} is {value!r}, not one number", kind="metric", metric=name
             ) from error
     return found
+
+
+def check_metric(name: object) -> None:
+    """Raises UsageError for what cannot be the name of a metric."""
+    if not isinstance(name, str) or not _is_name(name):
+        raise UsageError(
+            f"{name!a} is not the name of a metric: use a printable text of 1 to 255 characters",
+            kind="metric",
+        )
 
 
 def check_seconds(seconds: float | None) -> None:
@@ -73,6 +81,28 @@ def _is_name(name: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
+def _whole(step: int) -> int:
+    try:
+        number = operator.index(step)
+    except TypeError:
+        number = None
+    if number is None or abs(number) > _LARGEST_STEP:
+        raise UsageError(
+            f"step={step!r} of a metric must be a whole number, at most {_LARGEST_STEP}",
+            kind="step",
+            step=step,
+        )
+    return number
+
+
+class _Untold(NamedTuple):
+    """Values that are durable, but not in the catalog. `segment_in` as for `Catalog.add_metrics`."""
+
+    attempt: Attempt
+    points: list[MetricPoint]
+    segment_in: str | None
+
+
 class MetricLog:
     """Collects metric values and writes them in batches: `seconds` after they were logged at the latest, at every
     commit, on close, and when many wait. `settle` is called before anything is written."""
@@ -91,20 +121,16 @@ class MetricLog:
         self._batches = BatchProcessor[_Step](
             self._write, max_items=_FLUSH_AT, max_seconds=seconds, weight=_points_of, name="ckpt-metrics"
         )
-        self._untold: list[_Step] = []  # durable, but not in the catalog
+        self._untold: list[_Untold] = []
         self._telling = threading.Lock()
 
     def add(self, attempt: Attempt, metrics: Mapping[str, Any], step: int) -> None:
         """Takes the values of one step. Cheap: nothing is written here unless very many wait."""
-        try:
-            step = operator.index(step)
-        except TypeError:
-            raise UsageError(
-                f"step={step!r} of a metric must be a whole number", kind="step", step=step
-            ) from None
+        number = _whole(step)
         at = clock.now()
         points = [
-            MetricPoint(name, step, value, at, attempt.number) for name, value in as_metrics(metrics).items()
+            MetricPoint(name, number, value, at, attempt.number)
+            for name, value in as_metrics(metrics).items()
         ]
         self._batches.add((attempt, points))
 
@@ -130,7 +156,8 @@ class MetricLog:
 
     def _write(self, taken: list[_Step]) -> list[_Step]:
         self._settle()
-        written: list[_Step] = []
+        written: list[_Untold] = []
+        folder = segments_folder(self._experiment)
         by_attempt: dict[str, _Step] = {}
         for attempt, points in taken:
             by_attempt.setdefault(attempt.id, (attempt, []))[1].extend(points)
@@ -142,22 +169,27 @@ class MetricLog:
                 _log.warning("%d metric values are kept in memory for now: %s", len(points), error)
                 left.append((attempt, points))
             else:
-                written.append((attempt, points))
+                written.append(_Untold(attempt, points, folder))
         with self._telling:
             self._untold += written
         self._tell()
         return left
 
     def _tell(self) -> None:
+        """Tells the catalog, or keeps the last values for it. Whoever brings it in line finds all of them in the
+        store, and counts their segments: so they are not counted again when it is told late."""
         with self._telling:
             untold, self._untold = self._untold, []
-            for attempt, points in untold:
-                if not self._workspace.index.tell(partial(_add, self._experiment, attempt, points)):
-                    self._untold.append((attempt, points))
+            for each in untold:
+                if not self._workspace.index.tell(partial(_add, self._experiment, each)):
+                    self._untold.append(each._replace(segment_in=None))
+            left = sum(len(each.points) for each in self._untold)
+            while left > _UNTOLD:
+                left -= len(self._untold.pop(0).points)
 
 
-def _add(experiment: str, attempt: Attempt, points: list[MetricPoint], catalog: Catalog) -> None:
-    catalog.add_metrics(experiment, attempt, points, segment_in=segments_folder(experiment))
+def _add(experiment: str, untold: _Untold, catalog: Catalog) -> None:
+    catalog.add_metrics(experiment, untold.attempt, untold.points, segment_in=untold.segment_in)
 
 
 def _points_of(step: _Step) -> int:

@@ -134,7 +134,7 @@ def test_a_failure_is_not_tried_again_at_every_value(
     assert [value for _, _, value in in_store(manager)] == [float(step) for step in range(12)]
 
 
-@pytest.mark.parametrize("step", [1.5, "1", None])
+@pytest.mark.parametrize("step", [1.5, "1", None, (1 << 62) + 1, -(1 << 62) - 1])
 def test_steps_of_metrics_are_whole_numbers(manager: CheckpointManager, step: Any) -> None:
     with pytest.raises(UsageError, match="whole number"):
         manager.log({"a": 1.0}, step=step)
@@ -144,3 +144,48 @@ def test_a_step_from_numpy_is_written_as_a_number(manager: CheckpointManager) ->
     manager.log({"a": 1.0}, step=np.int64(3))
     manager.save({"w": 1}, step=3, wait=True)
     assert in_store(manager) == [("a", 3, 1.0)]
+
+
+def test_a_step_that_is_refused_costs_no_other_value(manager: CheckpointManager) -> None:
+    manager.log({"a": 1.0}, step=1 << 62)
+    with pytest.raises(UsageError, match="whole number"):
+        manager.log({"a": 2.0}, step=1 << 70)
+    manager.save({"w": 1}, step=3, wait=True)
+    assert in_store(manager) == [("a", 1 << 62, 1.0)]
+    assert series(manager, "a") == [1.0]
+
+
+def test_what_the_catalog_was_told_late_is_not_counted_twice(
+    manager: CheckpointManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone() -> Any:
+        raise CatalogError("away", kind="unavailable")
+
+    manager.log({"a": 1.0}, step=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(manager.workspace.index, "catalog", gone)
+        manager._metrics.flush()
+    assert manager.tracker.metric("x", "a").values.tolist() == [1.0]  # now the catalog has all segments
+    manager._metrics.flush()
+    manager.log({"a": 2.0}, step=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(manager.workspace.index, "tell", lambda what: True)  # killed in between
+        manager._metrics.flush()
+    assert manager.tracker.metric("x", "a").values.tolist() == [1.0, 2.0]
+
+
+def test_while_the_catalog_is_away_few_values_are_kept_for_it(
+    manager: CheckpointManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracker_log, "_UNTOLD", 10)
+    log = tracker_log.MetricLog(manager.workspace, "x")
+    attempt = manager.attempt
+    with monkeypatch.context() as patch:
+        patch.setattr(manager.workspace.index, "tell", lambda what: False)
+        for step in range(20):
+            log.add(attempt, {"a": float(step), "b": 0.0}, step)
+            log.flush()
+    assert sum(len(untold.points) for untold in log._untold) == 10
+    log.flush()
+    assert log._untold == []
+    assert len(manager.tracker.metric("x", "a")) == 20  # the store has all of them
