@@ -17,7 +17,16 @@ from typing import Any, NamedTuple
 
 from ckpt_core.errors import UsageError
 
-__all__ = ["LONGEST", "Condition", "Value", "conditions", "plain_configuration", "value_of", "values_of"]
+__all__ = [
+    "LONGEST",
+    "Condition",
+    "Value",
+    "conditions",
+    "plain_configuration",
+    "plain_text",
+    "value_of",
+    "values_of",
+]
 
 LONGEST = 255
 """Characters of a path, and of a text, up to which a value can be asked about."""
@@ -171,7 +180,7 @@ def _plain(value: Any, path: str, depth: int) -> Any:
             path=path,
         )
     if value is None or isinstance(value, (bool, str)):
-        return _clean(value) if isinstance(value, str) else value
+        return plain_text(value) if isinstance(value, str) else value
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a scalar of numpy or of a framework
         value = value.item()
     if isinstance(value, int) and type(value).__module__ == "builtins":
@@ -184,15 +193,16 @@ def _plain(value: Any, path: str, depth: int) -> Any:
         value = vars(value)
     if isinstance(value, Mapping):
         return {
-            _clean(str(key)): _plain(each, f"{path}.{key}" if path else str(key), depth + 1)
+            plain_text(str(key)): _plain(each, f"{path}.{key}" if path else str(key), depth + 1)
             for key, each in value.items()
         }
     if isinstance(value, (set, frozenset)):
         value = sorted(value, key=repr)
     if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray, memoryview)):
         return [_plain(each, f"{path}.{number}", depth + 1) for number, each in enumerate(value)]
-    return _clean(str(value))
+    return plain_text(str(value))
 
 
-def _clean(text: str) -> str:
+def plain_text(text: str) -> str:
+    """A text as JSON and every database can hold it: halves of characters and NULs as escapes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")

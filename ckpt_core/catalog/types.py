@@ -17,6 +17,7 @@ from sqlalchemy import BigInteger, Dialect, String, Text
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from ckpt_core.catalog import dialect as dialects
+from ckpt_core.configuration import plain_text
 from ckpt_core.errors import UsageError
 
 __all__ = [
@@ -165,10 +166,10 @@ def tidy(value: Any) -> Any:
         finite, special = split_number(float(value))
         return finite if special is None else special
     if isinstance(value, Mapping):
-        return {_clean(str(key)): tidy(entry) for key, entry in value.items()}
+        return {plain_text(str(key)): tidy(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [tidy(entry) for entry in value]
-    return _clean(str(value))
+    return plain_text(str(value))
 
 
 def to_json(value: Any) -> str:
@@ -188,7 +189,3 @@ def from_json(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return {"unreadable": text}
-
-
-def _clean(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")

@@ -17,6 +17,7 @@ from typing import Any, Literal, final
 
 from ckpt_core import clock
 from ckpt_core.config import process, surroundings
+from ckpt_core.configuration import plain_text
 from ckpt_core.errors import CkptError, ObjectExistsError
 from ckpt_core.model import Attempt, AttemptFacts
 from ckpt_core.pipeline.workspace import Workspace
@@ -127,7 +128,7 @@ class AttemptKeeper:
         self.settle()
         try:
             said = self._workspace.experiments.say(
-                self._facts, outcome, reason[:_LONGEST_REASON], self._figures()
+                self._facts, outcome, plain_text(reason)[:_LONGEST_REASON], self._figures()
             )
         except CkptError as error:
             _log.warning(

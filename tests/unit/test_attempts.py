@@ -70,6 +70,14 @@ def test_close_in_a_finally_sees_the_exception(tmp_path: Path) -> None:
     assert status(tmp_path)[0] == "failed"
 
 
+def test_whatever_an_exception_says_can_be_written_down(tmp_path: Path) -> None:
+    error = FileNotFoundError("caf\udce9.txt\0 is missing")  # as the system names a file that is not UTF-8
+    with pytest.raises(FileNotFoundError) as caught, begun(tmp_path):
+        raise error
+    assert caught.value is error
+    assert status(tmp_path) == ("failed", r"FileNotFoundError: caf\udce9.txt\x00 is missing")
+
+
 def test_what_is_said_first_counts(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), begun(tmp_path) as manager:
         manager.end_attempt("preempted", "SIGTERM")
