@@ -74,7 +74,7 @@ class CacheManager:
         kept = _Entry(token, made, max(1, size(made)))
         with self._lock:
             self._kept.pop((region, key), None)
-            if kept.size <= self._nbytes:
+            if self._most and kept.size <= self._nbytes:
                 while len(self._kept) >= self._most:
                     self._kept.popitem()
                 self._kept[region, key] = kept

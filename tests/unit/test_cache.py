@@ -75,6 +75,12 @@ def test_bounds_of_entries_and_bytes() -> None:
     assert cache.nbytes == 95
 
 
+def test_a_cache_of_nothing_keeps_nothing() -> None:
+    for cache in (CacheManager(entries=0), CacheManager(nbytes=0)):
+        assert [cache.find("r", "key", 1, lambda: 7, lambda value: 1) for _ in range(2)] == [7, 7]
+        assert (cache.entries, cache.stats()["r"].hits) == (0, 0)
+
+
 def test_nothing_stays_for_ever(ticking: Clock) -> None:
     cache = CacheManager(seconds=10)
     cache.find("x", 1, 1, lambda: "old", lambda value: 1)
