@@ -183,7 +183,7 @@ class Catalog:
             return queries.ids(connection, experiment, include_forgotten)
 
     def empty(self) -> bool:
-        """Whether there is no checkpoint, not even a forgotten one."""
+        """Whether there is no experiment: none with a checkpoint, an attempt, a metric or a tag."""
         with self._database.reading() as connection:
             return queries.none_at_all(connection)
 
@@ -313,10 +313,10 @@ class Catalog:
             self._database.write(metrics.count_segment, segment_in)
         return count
 
-    def metric_names(self, experiment: str) -> list[str]:
-        """Names of all metrics of an experiment, sorted."""
+    def metric_names(self, experiment: str, *, logged: bool = False) -> list[str]:
+        """Names of all metrics of an experiment, sorted; only of those that have a series, if `logged`."""
         with self._database.reading() as connection:
-            return metrics.names(connection, experiment)
+            return metrics.names(connection, experiment, logged)
 
     def metric_series(self, experiment: str, name: str, lineage: str | None = None) -> list[MetricPoint]:
         """The series of a lineage by step; where several attempts logged a step, the newest one's point.

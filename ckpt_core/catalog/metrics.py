@@ -61,9 +61,16 @@ def _of_attempt(points: Iterable[MetricPoint], attempt: Attempt) -> Iterator[Met
         yield point
 
 
-def names(connection: Connection, experiment: str) -> list[str]:
-    """Names of the metrics that have a series or stand in a checkpoint, sorted."""
+def names(connection: Connection, experiment: str, logged: bool) -> list[str]:
+    """Names of the metrics that have a series or, unless only those are asked for, stand in a checkpoint; sorted."""
     query = select(metric_names.c.name).where(metric_names.c.experiment_id == experiment_of(experiment))
+    if logged:
+        own = attempts.c.experiment_id == metric_names.c.experiment_id
+        query = query.where(
+            exists()
+            .where(own, experiment_metrics.c.attempt_id == attempts.c.id)
+            .where(experiment_metrics.c.metric_id == metric_names.c.id)
+        )
     return list(connection.scalars(query.order_by(metric_names.c.name)))
 
 

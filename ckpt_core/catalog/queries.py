@@ -194,8 +194,8 @@ def _best_rows(
 
 
 def none_at_all(connection: Connection) -> bool:
-    """Whether the catalog knows no checkpoint, not even a forgotten one."""
-    return connection.scalar(select(checkpoints.c.id).where(_MINE).limit(1)) is None
+    """Whether the catalog knows no experiment: whatever it is told brings one."""
+    return connection.scalar(select(experiments.c.id).where(experiments.c.store_id == STORE).limit(1)) is None
 
 
 def experiment_names(connection: Connection) -> list[str]:

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from ckpt_core.errors import UsageError
 
-__all__ = ["check_name", "check_tag", "encode_name", "fault_in_stored"]
+__all__ = ["check_asked", "check_name", "check_tag", "encode_name", "fault_in_stored"]
 
 _LONGEST = 255
 _LONGEST_ENCODED = 160  # leaves room beside it in file names of 255 bytes
@@ -33,6 +33,16 @@ def check_tag(tag: object) -> str:
         raise UsageError(
             f"{name!r} has a meaning of its own in references: choose another tag", kind="name", name=name
         )
+    return name
+
+
+def check_asked(name: object, what: str) -> str:
+    """`name` itself, if anything in a store may bear it. Raises UsageError."""
+    if not isinstance(name, str):
+        raise UsageError(f"{what} must be a string, not {type(name).__name__}", kind="name", name=name)
+    fault = fault_in_stored(name)
+    if fault:
+        raise UsageError(f"{what} {name!a} {fault}: there is none in any store", kind="name", name=name)
     return name
 
 

@@ -55,14 +55,14 @@ class Comparison(Tabular):
         return tuple(row for row in self.rows if not row.same)
 
     def columns(self) -> dict[str, Sequence[Any]]:
-        names = [each.name for each in self.experiments]
-        cells = {name: [row.values[place] for row in self.rows] for place, name in enumerate(names)}
-        kinds = {row.group: row.group for row in self.rows}
-        return {
-            "group": [kinds[row.group] for row in self.rows],
+        columns: dict[str, Sequence[Any]] = {
+            "group": [row.group for row in self.rows],
             "name": [row.name for row in self.rows],
-            **cells,
         }
+        for place, each in enumerate(self.experiments):
+            name = f"{each.name} (experiment)" if each.name in ("group", "name") else each.name
+            columns[name] = [row.values[place] for row in self.rows]
+        return columns
 
     def title(self) -> str:
         return " and ".join(each.name for each in self.experiments)

@@ -9,17 +9,20 @@ from typing import Any, Literal, Self, final
 
 from ckpt_core.configuration import conditions
 from ckpt_core.errors import NotFoundError, UsageError
-from ckpt_core.format.names import check_name
+from ckpt_core.format.names import check_asked, check_name
 from ckpt_core.model import AttemptFacts, MetricPoint
 from ckpt_core.perf.figures import are_figures
 from ckpt_core.pipeline.workspace import Workspace
 from ckpt_core.repository import layout
 from ckpt_core.stores import Store
 from ckpt_core.tracker.comparison import Comparison
+from ckpt_core.tracker.log import check_metric
 from ckpt_core.tracker.series import MetricSeries
 from ckpt_core.tracker.views import STATUSES, AttemptView, Experiment, Experiments, experiment_of
 
 __all__ = ["ExperimentTracker"]
+
+_EXPERIMENT = "an experiment's name"
 
 
 @final
@@ -60,7 +63,7 @@ class ExperimentTracker:
         """
         if status is not None and status not in STATUSES:
             raise UsageError(f"status={status!r} must be one of {', '.join(STATUSES)}", kind="option")
-        wanted = {tags} if isinstance(tags, str) else set(tags)
+        wanted = {check_asked(tag, "a tag") for tag in ([tags] if isinstance(tags, str) else tags)}
         asked = conditions(config)
         facts = self._workspace.facts.experiments(tags=sorted(wanted), conditions=asked)
         living = self._living()
@@ -76,7 +79,8 @@ class ExperimentTracker:
         )
 
     def experiment(self, name: str) -> Experiment:
-        """One experiment. Raises NotFoundError, which names those that there are."""
+        """One experiment. Raises UsageError; NotFoundError, which names those that there are."""
+        check_asked(name, _EXPERIMENT)
         found = self._workspace.facts.experiments(name)
         if not found:
             known = [each.name for each in self._workspace.facts.experiments()]
@@ -97,7 +101,9 @@ class ExperimentTracker:
         space.index.tell(lambda catalog: catalog.set_experiment_tag(experiment, tag))
 
     def untag(self, experiment: str, tag: str) -> None:
-        """Takes a tag off an experiment; one that is not there is no error."""
+        """Takes a tag off an experiment; one that is not there is no error. Raises UsageError, StoreError."""
+        check_asked(experiment, _EXPERIMENT)
+        check_asked(tag, "a tag")
         space = self._workspace
         with space.audited("untag-experiment", experiment, tag=tag):
             space.experiments.remove_tag(experiment, tag)
@@ -124,16 +130,19 @@ class ExperimentTracker:
     # -- metrics ---------------------------------------------------------------------------------
 
     def metrics(self, experiment: str) -> list[str]:
-        """The names of the metrics that an experiment has logged, sorted: by any of its attempts."""
+        """The names of the metrics that an experiment has logged, sorted: by any of its attempts. Raises UsageError."""
+        check_asked(experiment, _EXPERIMENT)
         catalog = self._workspace.facts.series(experiment)
         if catalog is not None:
-            return catalog.metric_names(experiment)
+            return catalog.metric_names(experiment, logged=True)
         segments = self._workspace.segments.all(experiment)
         return sorted({point.name for _, _, points in segments for point in points})
 
     def metric(self, experiment: str, name: str, *, lineage: str | None = None) -> MetricSeries:
         """The series of a metric in one training effort, through all its resumes: that of the newest attempt that
-        has logged anything, unless a `lineage` is given. Empty where it was not logged."""
+        has logged anything, unless a `lineage` is given. Empty where it was not logged. Raises UsageError."""
+        check_asked(experiment, _EXPERIMENT)
+        check_metric(name)
         catalog = self._workspace.facts.series(experiment)
         if catalog is not None:
             return MetricSeries(experiment, name, catalog.metric_columns(experiment, name, lineage))

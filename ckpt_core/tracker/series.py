@@ -72,10 +72,11 @@ class MetricSeries(Tabular):
         if mode not in ("min", "max"):
             raise UsageError(f"mode must be 'min' or 'max', not {mode!r}", kind="mode", mode=mode)
         self._refuse_empty()
-        counted = self.values if mode == "min" else -self.values
-        if np.isnan(counted).all():
+        counted = np.flatnonzero(~np.isnan(self.values))
+        if not len(counted):
             raise NotFoundError(f"every value of {self.name!r} of {self.experiment!r} is NaN", kind="metric")
-        return self._point(int(np.nanargmin(counted)))
+        values = self.values[counted]
+        return self._point(int(counted[np.argmin(values) if mode == "min" else np.argmax(values)]))
 
     def at(self, step: int) -> MetricPoint:
         """The point of a step. Raises NotFoundError, which names the nearest step that there is."""

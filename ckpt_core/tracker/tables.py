@@ -40,8 +40,16 @@ class Tabular(ABC):
         return required("polars", "polars").DataFrame(dict(self.columns()), strict=False)
 
     def to_arrow(self) -> Any:
-        """A pyarrow Table. Raises MissingExtraError."""
-        return required("pyarrow", "arrow").table({name: list(c) for name, c in self.columns().items()})
+        """A pyarrow Table; a column of values of several kinds is one of texts. Raises MissingExtraError."""
+        arrow = required("pyarrow", "arrow")
+
+        def array(column: list[Any]) -> Any:
+            try:
+                return arrow.array(column)
+            except (arrow.ArrowInvalid, arrow.ArrowTypeError):
+                return arrow.array([None if cell is None else str(cell) for cell in column])
+
+        return arrow.table({name: array(list(column)) for name, column in self.columns().items()})
 
     def _repr_html_(self) -> str:
         rows = self.records()

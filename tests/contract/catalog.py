@@ -41,6 +41,7 @@ class CatalogContract(CheckpointsContract, QueriesContract, HistoryContract, Exp
         assert catalog.tags("digits") == {"t5": uid(5), "t7": uid(7)}
         assert [e.name for e in catalog.experiments()] == ["digits"]
         assert catalog.metric_names("digits") == ["acc", "loss"]
+        assert catalog.metric_names("digits", logged=True) == ["loss"]
         assert catalog.metric_series("digits", "loss") == [point(2, number=2)]
         assert self.count(catalog, "packs") == 1
         assert [c.checkpoint for c in catalog.checks()] == [uid(1)]

@@ -24,7 +24,7 @@ def train(root: Any, name: str, losses: list[float], **options: Any) -> None:
     with CheckpointManager(root, experiment=name, **options) as manager:
         for step, loss in enumerate(losses):
             manager.log({"loss": loss, "acc": step / 10}, step=10 * step)
-        manager.save({"w": 1}, step=10 * len(losses), wait=True)
+        manager.save({"w": 1}, step=10 * len(losses), metrics={"only of checkpoints": 1.0}, wait=True)
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +117,19 @@ def test_side_by_side(tracker: ExperimentTracker) -> None:
             tracker.compare(*wrong)
 
 
+def test_experiments_may_be_called_as_columns_are(tmp_path: Path) -> None:
+    for name, loss in (("name", 1.0), ("group", 2.0)):
+        train(tmp_path, name, [loss])
+    with ExperimentTracker(tmp_path) as tracker:
+        found = tracker.compare("name", "group").records()
+    assert {
+        "group": "metric",
+        "name": "loss min",
+        "name (experiment)": 1.0,
+        "group (experiment)": 2.0,
+    } in found
+
+
 def test_what_is_not_there(tracker: ExperimentTracker) -> None:
     with pytest.raises(NotFoundError, match="there are 'a', 'b', 'c'"):
         tracker.experiment("d")
@@ -129,6 +142,34 @@ def test_what_is_not_there(tracker: ExperimentTracker) -> None:
         tracker.experiments(status="done")
     with pytest.raises(UsageError):
         tracker.metric("a", "loss").best("least")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", ["", "x" * 256, "half \ud800"])
+def test_what_can_be_no_name(
+    tracker: ExperimentTracker, wrong: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker.experiments()
+    caplog.clear()
+    for ask in (
+        tracker.experiment,
+        tracker.metrics,
+        lambda name: tracker.metric(name, "loss"),
+        lambda name: tracker.metric("a", name),
+        lambda name: tracker.untag("a", name),
+        lambda name: tracker.untag(name, "chosen"),
+        lambda name: tracker.experiments(tags=name),
+    ):
+        with pytest.raises(UsageError, match="name|tag"):
+            ask(wrong)
+    assert caplog.text == ""
+
+
+def test_a_nan_is_not_the_best_beside_infinities(tmp_path: Path) -> None:
+    train(tmp_path, "a", [NAN, math.inf, NAN, math.inf])
+    train(tmp_path, "b", [NAN, -math.inf])
+    with ExperimentTracker(tmp_path) as tracker:
+        assert (tracker.metric("a", "loss").min.step, tracker.metric("a", "loss").max.step) == (10, 10)
+        assert tracker.metric("b", "loss").max.value == -math.inf
 
 
 def test_tags_come_and_go(tracker: ExperimentTracker, root: Path) -> None:
@@ -216,6 +257,22 @@ def test_a_segment_that_the_catalog_missed_does_not_outdo_a_later_one(tmp_path: 
         manager.log({"loss": 2.0}, step=1)
         manager._metrics.flush()
         assert manager.tracker.metric("digits", "loss").values.tolist() == [2.0]
+
+
+def test_experiments_without_a_checkpoint_need_no_new_catalog(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with CheckpointManager(tmp_path, experiment="digits") as manager:
+        manager.log({"loss": 1.0}, step=1)
+    for _ in range(2):
+        with ExperimentTracker(tmp_path) as tracker:
+            assert len(tracker.metric("digits", "loss")) == 1
+            assert names(tracker.experiments()) == ["digits"]
+    assert "built anew" not in caplog.text
+    (tmp_path / "catalog.db").unlink()
+    with ExperimentTracker(tmp_path) as tracker:
+        assert names(tracker.experiments()) == ["digits"]
+    assert "built anew" in caplog.text
 
 
 def test_stores_of_earlier_versions_are_unknown_not_running(root: Path) -> None:

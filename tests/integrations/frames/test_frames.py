@@ -68,8 +68,22 @@ def test_arrow(tracker: ExperimentTracker) -> None:
 
 def test_side_by_side(tracker: ExperimentTracker) -> None:
     found = tracker.compare("a", "b")
-    for frame in (found.to_pandas(), found.to_polars()):
+    for frame in (found.to_pandas(), found.to_polars(), found.to_arrow().to_pandas()):
         assert list(frame.columns) == ["group", "name", "a", "b"]
+        assert len(frame) == len(found.rows)
+    attempts = next(row for row in found.to_arrow().to_pylist() if row["name"] == "attempts")
+    assert attempts == {"group": "status", "name": "attempts", "a": "1", "b": "1"}
+
+
+def test_values_of_several_kinds_are_text_to_arrow(tmp_path: Path) -> None:
+    for name, depth in (("a", 2), ("b", "auto"), ("c", None), ("d", 0.5)):
+        with CheckpointManager(tmp_path, experiment=name, config={"depth": depth}) as manager:
+            manager.log({"loss": 1.0}, step=0)
+    with ExperimentTracker(tmp_path) as tracker:
+        found = tracker.experiments()
+    assert found.to_arrow().column("config.depth").to_pylist() == ["2.0", "auto", None, "0.5"]
+    assert found.to_polars()["config.depth"].to_list() == ["2.0", "auto", None, "0.5"]
+    assert found[0:1].to_arrow().column("config.depth").to_pylist() == [2.0]
 
 
 def test_an_empty_series(tracker: ExperimentTracker) -> None:
