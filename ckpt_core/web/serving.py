@@ -96,6 +96,7 @@ def token_file(path: Path, token: str) -> Iterator[Path]:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         with open(descriptor, "w") as file:
             file.write(f"{token}\n")
+            own = os.fstat(descriptor)
         os.replace(temporary, path)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -107,7 +108,8 @@ def token_file(path: Path, token: str) -> Iterator[Path]:
         yield path
     finally:
         with contextlib.suppress(OSError):
-            path.unlink()
+            if os.path.samestat(own, os.lstat(path)):  # not that of a server which was started later
+                path.unlink()
 
 
 def _listen(host: str, port: int) -> socket.socket:

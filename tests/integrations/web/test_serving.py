@@ -243,6 +243,15 @@ def test_a_token_that_cannot_be_kept(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"file", "folder"}
 
 
+def test_the_token_of_a_later_server_stays(tmp_path: Path) -> None:
+    earlier, later = token_file(tmp_path / "token", TOKEN), token_file(tmp_path / "token", "a later one's")
+    with earlier:
+        later.__enter__()
+    assert (tmp_path / "token").read_text() == "a later one's\n"
+    later.__exit__(None, None, None)
+    assert not (tmp_path / "token").exists()
+
+
 def test_the_token_file_follows_no_link(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "target")
     with token_file(tmp_path / "link", TOKEN) as path:
