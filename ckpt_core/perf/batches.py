@@ -107,18 +107,8 @@ class BatchProcessor(Generic[T]):
                 left = self._write(taken) if taken else []
             except Exception as error:
                 _log.warning("%d items wait for the next batch: %s", len(taken), error, exc_info=error)
-            unwritten = sum(map(self._weigh, left))
-            with self._lock:
-                if taken:
-                    self._batches += 1
-                    self._failures += bool(left)
-                    self._written += sum(map(self._weigh, taken)) - unwritten
-                self._items[:0] = left
-                self._waiting += unwritten
-                self._full_at = self._waiting + self._most
-                waiting = self._waiting
-        if left and self._seconds is not None:
-            self._set_alarm(self._seconds)
+            finally:  # also where somebody pressed Ctrl-C
+                waiting = self._settle(taken, left)
         return waiting
 
     def close(self) -> int:
@@ -132,6 +122,22 @@ class BatchProcessor(Generic[T]):
         """How it has done so far."""
         with self._lock:
             return BatchStats(self._waiting, self._written, self._batches, self._failures)
+
+    def _settle(self, taken: Sequence[T], left: Sequence[T]) -> int:
+        """What is left of a batch waits for the next one. Returns how much waits."""
+        unwritten = sum(map(self._weigh, left))
+        with self._lock:
+            if taken:
+                self._batches += 1
+                self._failures += bool(left)
+                self._written += sum(map(self._weigh, taken)) - unwritten
+            self._items[:0] = left
+            self._waiting += unwritten
+            self._full_at = self._waiting + self._most
+            waiting = self._waiting
+        if left and self._seconds is not None:
+            self._set_alarm(self._seconds)
+        return waiting
 
     def _set_alarm(self, seconds: float) -> None:
         with self._lock:

@@ -155,3 +155,20 @@ def test_a_processor_that_nobody_holds_goes_with_its_thread(sink: Sink) -> None:
     gc.collect()
     thread.join(30)
     assert not thread.is_alive()
+
+
+def test_an_interruption_loses_nothing(sink: Sink) -> None:
+    def write(items: list[int]) -> Sequence[int]:
+        if not sink.came.is_set():
+            sink.came.set()
+            raise KeyboardInterrupt
+        return sink(items)
+
+    batches = BatchProcessor(write, max_items=2, max_seconds=0.01)
+    batches.add(1)
+    with pytest.raises(KeyboardInterrupt):
+        batches.flush()
+    assert batches.stats().waiting == 1
+    batches.add(2)
+    assert batches.close() == 0
+    assert [item for batch in sink.batches for item in batch] == [1, 2]
