@@ -32,6 +32,7 @@ LONGEST = 255
 """Characters of a path, and of a text, up to which a value can be asked about."""
 
 _DEEPEST = 50
+_LARGEST = 4 << 20
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt,
     ">=": operator.ge,
@@ -81,7 +82,7 @@ def plain_configuration(config: Any) -> dict[str, Any] | None:
     """A configuration as JSON can hold it: of a mapping, a dataclass or a namespace; None of None.
 
     What is neither that nor a list nor a plain value is there by its text. Raises UsageError for what has no
-    names for its values.
+    names for its values, or takes more than 4 MiB.
     """
     if config is None:
         return None
@@ -89,6 +90,11 @@ def plain_configuration(config: Any) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         raise UsageError(
             f"config={config!r} has no names for its values: give a dict, a dataclass or a namespace",
+            kind="config",
+        )
+    if len(json.dumps(found)) > _LARGEST:
+        raise UsageError(
+            f"config= takes more than {_LARGEST >> 20} MiB as JSON: leave out what no one would look up",
             kind="config",
         )
     return found

@@ -96,3 +96,9 @@ def test_what_is_no_condition_is_refused(text: Any) -> None:
 def test_what_nothing_can_be_found_by_is_refused(value: Any) -> None:
     with pytest.raises(UsageError, match="by which a configuration could be found"):
         conditions({"lr": value})
+
+
+def test_a_configuration_that_nobody_could_read_back_is_refused() -> None:
+    assert plain_configuration({"text": "x" * 1_000_000}) is not None
+    with pytest.raises(UsageError, match="4 MiB"):
+        plain_configuration({"weights": [0.123456789] * 500_000})
