@@ -22,6 +22,7 @@ from ckpt_core.pipeline.deferred import LazyTensors
 from ckpt_core.pipeline.queue import SaveHandle
 from ckpt_core.preemption import PREEMPTION_SIGNALS, PreemptionSignals
 from ckpt_core.tracker.log import as_metrics
+from ckpt_core.tree import flatten, registry
 
 __all__ = ["Capture", "LazyTensors", "Resumption", "Session"]
 
@@ -289,7 +290,7 @@ class Session:
         self, step: int, capture: Capture, reason: str, *, finished: bool = False, wait: bool = False
     ) -> SaveHandle | None:
         facts: dict[str, Any] = {"finished": finished}
-        remembered = self.manager.hooks.state_dict()
+        remembered = self._remembered()
         if remembered:
             facts["hooks"] = remembered
         state = {**capture(), "session": facts}
@@ -307,6 +308,18 @@ class Session:
             return None
         self._saved = (self._moves, finished)
         return self._handle
+
+    def _remembered(self) -> dict[str, Any]:
+        """What hooks have to remember, as far as it can be saved: the state of a hook costs no checkpoint."""
+        found = {}
+        for name, state in self.manager.hooks.state_dict().items():
+            try:
+                flatten(state, registry)
+            except CkptError as error:
+                _log.error("the state of hook %s is not saved: %s", name, error)
+            else:
+                found[name] = state
+        return found
 
     def _is_durable(self, *, finished: bool = False) -> bool:
         """Whether nothing has happened since the last save, and that one, waited for, did not fail."""
