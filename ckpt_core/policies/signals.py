@@ -12,6 +12,7 @@ from typing import Any
 
 from ckpt_core.errors import UsageError
 from ckpt_core.policies.save import Progress, _Combinable
+from ckpt_core.preemption import PreemptionSignals
 
 __all__ = ["OnSignal", "SignalNotes"]
 
@@ -24,7 +25,7 @@ class OnSignal(_Combinable):
     """When the process is sent a signal, as by `kill -USR2`; training goes on. `name`: as `"SIGUSR2"`.
 
     The signals that announce the end (SIGTERM and SIGUSR1, see `signals=` of the adapters) save in any case, and have
-    the earlier handler go on.
+    the earlier handler go on: one of them named here stays what it is, and the log says so.
     """
 
     name: str = "SIGUSR2"
@@ -66,7 +67,13 @@ class SignalNotes:
             return
         for number in self._numbers:
             earlier = signal.getsignal(number)
-            if earlier is not None:  # or else it is not Python's to give back
+            if isinstance(getattr(earlier, "__self__", None), PreemptionSignals):
+                _log.warning(
+                    "%s announces the end: it saves in any case, and is not taken for another save; name another "
+                    "signal, or give the adapter signals= without it",
+                    number.name,
+                )
+            elif earlier is not None:  # or else it is not Python's to give back
                 self._earlier[number] = earlier
                 signal.signal(number, self._note)
 

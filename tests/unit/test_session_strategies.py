@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from ckpt_core import (
     OnLearningRateDrop,
     OnLossSpike,
     OnPlateau,
+    OnSignal,
     Session,
     hook,
 )
@@ -170,6 +173,55 @@ def test_a_hook_that_cannot_give_or_take_its_state_stops_nothing(loop: Any, capl
         training.close()
     assert "the state of hook broken is not saved: RuntimeError('lost')" in caplog.text
     assert "hook broken cannot go on from its state, and begins anew: RuntimeError('strange')" in caplog.text
+
+
+def test_a_state_that_cannot_be_saved_costs_no_checkpoint(loop: Any, caplog: Any) -> None:
+    class Odd(BaseHook):
+        name = "odd"
+        events = (HookEvent.STEP_END,)
+        loaded: Any = None
+
+        def __init__(self, state: Any) -> None:
+            super().__init__()
+            self.state = state
+
+        def execute(self, context: Any) -> None: ...
+
+        def state_dict(self) -> Any:
+            return self.state
+
+        def load_state_dict(self, state: Any) -> None:
+            self.loaded = state
+
+    other = Odd({"a": 1})
+    training = loop(save_policy=EverySteps(1), hooks=[Odd({"lock": object()}), other])
+    training.go(2)
+    training.close()
+    assert [step for step, _ in training.saved] == [1, 2]
+    assert "the state of hook odd is not saved" in caplog.text
+    again = [Odd({}), Odd({})]
+    loop(hooks=again)
+    assert [each.loaded for each in again] == [None, {"a": 1}]
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_that_announces_the_end_is_not_taken_for_another(
+    name: str, store_path: Path, caplog: Any
+) -> None:
+    number = signal.Signals[name]
+    before = signal.signal(number, lambda *_: None)
+    try:
+        with CheckpointManager(store_path, experiment="x", save_policy=OnSignal(name)) as manager:
+            session = Session(manager)
+            session.resume()
+            session.begin(0)
+            os.kill(os.getpid(), number)
+            session.step_end(1)
+            assert session.preempted is number
+            session.close()
+        assert f"{name} announces the end" in caplog.text
+    finally:
+        signal.signal(number, before)
 
 
 @pytest.mark.parametrize("event", [HookEvent.TRAIN_BEGIN, HookEvent.EPOCH_BEGIN])
