@@ -5,6 +5,7 @@ What may be secret (an address with its path, headers, arguments, an environment
 
 from __future__ import annotations
 
+import http.client
 import json
 import logging
 import os
@@ -87,7 +88,7 @@ class Webhook(BaseHook):
         except urllib.error.HTTPError as error:
             with error:
                 said = f"answered {error.code}"
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             said = f"could not be reached ({type(error).__name__})"
         # Not `from error`: what is chained is logged with its traceback, and has the address in it.
         raise CkptError(
@@ -156,9 +157,10 @@ class RunCommand(BaseHook):
                 f"{program} was killed: it had not ended after {self.seconds:g} s", kind="command"
             ) from None
         finally:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            if process.returncode is None:  # or else its number may be another's by now
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
         if process.returncode != 0:
             raise CkptError(f"{program} ended with status {process.returncode}", kind="command")
 

@@ -43,7 +43,13 @@ class UploadCheckpoints(BaseHook):
         self._there: Repository | None = None
 
     def attach(self, owner: Any) -> None:
+        self.detach()
         self._manager = weakref.ref(owner)
+
+    def detach(self) -> None:
+        if self._there is not None:
+            self._there.store.close()
+            self._there = None
 
     def execute(self, context: HookContext) -> None:
         manager = self._manager() if self._manager is not None else None
@@ -60,7 +66,7 @@ class UploadCheckpoints(BaseHook):
 
 
 def send(source: Repository, target: Repository, checkpoint: Checkpoint) -> int:
-    """Copies a checkpoint and the packs it needs. Returns how many packs travelled.
+    """Copies a checkpoint with its signatures and the packs it needs. Returns how many packs travelled.
 
     Raises CorruptionError, ObjectNotFoundError, StoreError; what is there then is no checkpoint yet.
     """
@@ -69,5 +75,8 @@ def send(source: Repository, target: Repository, checkpoint: Checkpoint) -> int:
         if not target.store.exists(layout.pack_key(pack.name)):
             copy_pack(source, target, pack.name)
             sent += 1
+    signatures = layout.signature_key(checkpoint.key)
+    if source.store.exists(signatures):
+        copy_document(source, target, signatures)
     copy_document(source, target, checkpoint.key)
     return sent

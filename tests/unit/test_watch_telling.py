@@ -5,12 +5,15 @@ from __future__ import annotations
 import http.server
 import json
 import logging
+import socket
 import sys
 import threading
 import time
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ckpt_core import CheckpointManager, CkptError, HookContext, HookEvent, HookManager, UsageError
 from ckpt_core.watch import EventLog, RunCommand, UploadCheckpoints, Webhook
@@ -106,6 +109,29 @@ def test_a_server_that_is_away_or_never_answers_is_a_failure_too(server):
         Webhook(f"https://127.0.0.1:{port}/", seconds=5).execute(FAILED)  # it speaks no TLS
 
 
+def test_an_answer_that_is_no_http_is_a_failure_too():
+    with socket.create_server(("127.0.0.1", 0)) as nonsense:
+
+        def answer():
+            connection, _ = nonsense.accept()
+            with connection:
+                connection.recv(1)
+                connection.sendall(b"220 mail.example.org\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(CkptError, match="could not be reached"):
+            Webhook(f"http://127.0.0.1:{nonsense.getsockname()[1]}/", seconds=30).execute(FAILED)
+        thread.join()
+
+
+@pytest.mark.parametrize("url", [f"https://user:{SECRET}@example.org/", f"http://127.0.0.1:1/a {SECRET}"])
+def test_an_address_that_cannot_be_used_stays_secret(url):
+    with pytest.raises(CkptError, match="could not be reached") as caught:
+        Webhook(url).execute(FAILED)
+    assert SECRET not in str(caught.value)
+
+
 def test_a_dead_server_touches_neither_training_nor_saves(server, store_path):
     server.goes_on.clear()
     hook = Webhook(url(server), events=(HookEvent.AFTER_SAVE, HookEvent.NEW_BEST), seconds=30)
@@ -157,6 +183,18 @@ def test_a_command_that_hangs_is_killed_with_what_it_started(tmp_path):
             return
         time.sleep(0.01)
     pytest.fail("what the command started lives on")
+
+
+def test_what_a_command_leaves_behind_lives_on(tmp_path):
+    gate, done = tmp_path / "gate", tmp_path / "done"
+    script = f"(while [ ! -e '{gate}' ]; do sleep 0.05; done; mkdir '{done}') &"
+    RunCommand(["/bin/sh", "-c", script]).execute(FAILED)
+    gate.mkdir()
+    for _ in range(600):
+        if done.exists():
+            return
+        time.sleep(0.05)
+    pytest.fail("what the command left running is gone")
 
 
 def test_a_command_that_does_not_read_is_no_error():
@@ -214,6 +252,33 @@ def test_the_best_is_uploaded_and_stays_there(store_path, tmp_path):
         assert [found.step for found in archive.checkpoints()] == [0, 2]
         assert archive.load("best")["b"].tolist() == [2, 2, 2]
         assert archive.verify().ok
+
+
+def test_what_is_signed_is_signed_there_too(store_path, tmp_path):
+    key = Ed25519PrivateKey.generate()
+    hook = UploadCheckpoints(str(tmp_path / "archive"))
+    with CheckpointManager(
+        store_path, experiment="x", metric="loss", hooks=[hook], signing_key=key
+    ) as manager:
+        manager.save({"w": np.ones(3)}, step=1, metrics={"loss": 0.5})
+    (public := tmp_path / "key.pub").write_bytes(
+        key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    )
+    with CheckpointManager(tmp_path / "archive", experiment="x", trusted_keys=public) as archive:
+        assert archive.load("latest")["w"].tolist() == [1, 1, 1]
+
+
+def test_one_hook_for_one_manager_after_the_other_uploads_from_the_store_of_each(
+    store_path, tmp_path, caplog
+):
+    place = tmp_path / "archive"
+    hook = UploadCheckpoints(str(place), events=HookEvent.AFTER_SAVE)
+    for root in (store_path, tmp_path / "another"):
+        with CheckpointManager(root, experiment="x", hooks=[hook]) as manager:
+            manager.save({"w": np.ones(3)}, step=1)
+    assert "choose an empty place" in caplog.text
+    with CheckpointManager(place, experiment="x") as archive:
+        assert len(archive.checkpoints()) == 1
 
 
 def test_other_events_upload_others_and_a_lost_place_is_no_failed_save(store_path, tmp_path, caplog):
