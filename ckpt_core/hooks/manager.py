@@ -249,6 +249,9 @@ class HookManager:
         except Exception as error:
             self._fail(entry, context, failures, "condition", error)
             return False
+        except BaseException:
+            entry.circuit.undecided()
+            raise
         if not applies:
             entry.circuit.undecided()
         elif entry.is_stuck():

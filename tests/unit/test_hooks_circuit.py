@@ -167,14 +167,16 @@ def test_a_hook_in_the_background_is_left_out_too(wait):
     assert hook.calls == 2
 
 
-def test_an_interrupt_decides_nothing(wait):
-    class Interrupted(Flaky):
-        def execute(self, context):
-            if self.broken is None:
-                raise KeyboardInterrupt
-            super().execute(context)
+@pytest.mark.parametrize("where", ["execute", "condition"])
+def test_an_interrupt_decides_nothing(wait, where):
+    def interrupted(context):
+        if hook.broken is None:
+            raise KeyboardInterrupt
+        return True
 
-    hook = Interrupted(max_failures=1)
+    hook = Flaky(max_failures=1, condition=interrupted if where == "condition" else None)
+    plain = hook.execute
+    hook.execute = lambda context: interrupted(context) and plain(context)
     manager = HookManager([hook])
     fire(manager)
     wait(60)
@@ -182,6 +184,9 @@ def test_an_interrupt_decides_nothing(wait):
     with pytest.raises(KeyboardInterrupt):
         fire(manager)
     assert manager.statistics()[hook.name].circuit == "half-open"
+    hook.broken = False
+    fire(manager)
+    assert manager.statistics()[hook.name].circuit == "closed"
 
 
 @pytest.mark.parametrize(
