@@ -11,6 +11,7 @@ from typing import Any, Unpack
 
 from ckpt_core import HookContext, HookEvent, UsageError
 from ckpt_core.hooks import HookOptions
+from ckpt_core.hooks.configured import FILE
 from ckpt_links.link import Link, Saves, require
 
 __all__ = ["PrometheusLink"]
@@ -78,8 +79,12 @@ class PrometheusLink(Link):
         """Where `/metrics` is served."""
         return None if self._server is None else int(self._server.server_port)
 
+    def detach(self) -> None:
+        if self.source == FILE:  # nobody else holds it
+            self.close()
+
     def close(self) -> None:
-        """Serves no more. A process that ends need not call it."""
+        """Serves no more. A process that ends need not call it; one that a file has named ends with its manager."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()

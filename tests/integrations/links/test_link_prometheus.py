@@ -96,3 +96,15 @@ def test_a_text_file_that_cannot_be_written_touches_no_save(store_path, tmp_path
     assert "hook PrometheusLink raised" in caplog.text
     with CheckpointManager(store_path, experiment="x") as manager:
         assert [found.step for found in manager.checkpoints()] == [1, 2]
+
+
+def test_one_that_a_file_names_serves_as_long_as_its_manager_is_open(store_path, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    (tmp_path / "ckpt.toml").write_text(f'[[hooks]]\nuse = "prometheus"\nport = {port}\n')
+    for _ in range(2):
+        with (
+            CheckpointManager(store_path, experiment="x", hooks_file=tmp_path / "ckpt.toml"),
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer,
+        ):
+            assert b"ckpt_preemptions" in answer.read()
