@@ -16,14 +16,14 @@ def place_of(manager: CheckpointManager, checkpoint: Checkpoint) -> str:
 
 
 def split_place(address: str) -> tuple[str, str, str]:
-    """(store, experiment, reference) of an address. The reference may be `latest`, `best` or a tag, too.
+    """(store, experiment, reference) of an address. The reference may be `latest` or a tag, too.
 
     Raises UsageError.
     """
     parts = [unquote(part) for part in address.removeprefix("ckpt://").rstrip("/").split("/")]
     if urlsplit(address).scheme != "ckpt" or len(parts) != 3 or not all(parts):
         raise UsageError(
-            f"{address!r} is no address of a checkpoint: ckpt://<store>/<experiment>/<id, latest, best or a tag>, each "
+            f"{address!r} is no address of a checkpoint: ckpt://<store>/<experiment>/<id, latest or a tag>, each "
             "part percent-encoded",
             kind="address",
         )

@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.request
 from contextlib import suppress
+from urllib.parse import quote
 
 import ml_dtypes
 import mlflow
@@ -81,23 +82,23 @@ def tracked(server):
     mlflow.set_tracking_uri(before)
 
 
-def train(store, link, experiment="x", losses=(0.5, 0.2, 0.9)):
+def train(store, link, experiment="x", losses=(0.5, 0.2, 0.9), resume=None):
     with CheckpointManager(
         store, experiment=experiment, metric="loss", hooks=[link], save_policy=EverySteps(1)
     ) as manager:
         session = Session(manager, signals=())
-        session.resume(None)
-        session.begin(0)
-        for step, loss in enumerate(losses, 1):
+        begun = session.resume(resume).step
+        session.begin(begun)
+        for step, loss in enumerate(losses, begun + 1):
             session.step_end(step)
             session.evaluate_end(step, metrics={"loss": loss})
             session.safe_point(
                 step,
                 0,
                 lambda step=step: {"w": np.full(100, step, ml_dtypes.bfloat16), "lr": 0.1},
-                finished=step == len(losses),
+                finished=step == begun + len(losses),
             )
-        session.finish(len(losses), 0, dict)  # what was saved as finished is not saved again
+        session.finish(begun + len(losses), 0, dict)  # what was saved as finished is not saved again
         return [(found, place_of(manager, found)) for found in manager.checkpoints()]
 
 
@@ -160,6 +161,15 @@ def test_an_address_of_nothing_is_an_error_of_mlflows(tracked, store_path, tmp_p
         mlflow.artifacts.download_artifacts(
             artifact_uri=place.rpartition("/")[0] + rest, dst_path=str(tmp_path / "x")
         )
+
+
+def test_to_look_for_a_store_begins_none_and_sets_no_hook_to_work(tracked, tmp_path, monkeypatch):
+    (tmp_path / "ckpt.toml").write_text('[[hooks]]\nuse = "no-such-hook"\n')
+    monkeypatch.chdir(tmp_path)
+    address = f"ckpt://{quote(str(tmp_path / 'nowhere'), safe='')}/x/latest"
+    with pytest.raises(MlflowException, match="there is no checkpoint store"):
+        mlflow.artifacts.list_artifacts(artifact_uri=address)
+    assert [found.name for found in tmp_path.iterdir()] == ["ckpt.toml"]
 
 
 def test_nothing_is_written_by_way_of_mlflow(tracked, store_path, tmp_path):
