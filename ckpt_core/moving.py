@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ckpt_core.backends import StorageBackend, find_backend, guess_backend
-from ckpt_core.errors import CkptError, CorruptionError, FormatError, NotFoundError, StateError
+from ckpt_core.errors import CkptError, CorruptionError, FormatError, NotFoundError, StateError, UsageError
 from ckpt_core.format.documents import Manifest
 from ckpt_core.maintenance.leaves import branch
 from ckpt_core.manager import CheckpointManager
@@ -101,9 +101,8 @@ def write_out(
         with closing(chunks):
             node = _selected(manifest.state, select)
             with _laid_out(chunks, node, path.parent / "tensors", progress) as data:
-                state = writer.kept(_state(manifest, chunks, node, data, writer.framework))
-                _save(writer, state, path)
-                bad = writer.check_checkpoint(path, state) if verify else []
+                state = _save(writer, _state(manifest, chunks, node, data, writer.framework), path)
+                bad = _read_back(writer, path, state) if verify else []
                 if bad:
                     raise CorruptionError(
                         f"{place} was not written: read back by the format {writer.name!r}, {_some(bad)} are not "
@@ -137,6 +136,8 @@ def import_checkpoint(
     place = Path(source)
     if not place.exists():
         raise NotFoundError(f"there is nothing at {place} to import", kind="source", path=str(place))
+    if not place.is_file() and not place.is_dir():  # a pipe would be waited for
+        raise UsageError(f"{place} is neither a file nor a folder", kind="source", path=str(place))
     state = _load(_format(format, place), place)
     for name in reversed(under.strip("/").split("/") if under else ()):
         state = {name: state}
@@ -232,15 +233,31 @@ def _state(manifest: Manifest, chunks: Chunks, node: Any, data: Mapping[int, Buf
     return rebuild(node, get, registry)
 
 
-def _save(writer: StorageBackend, state: Any, path: Path) -> None:
+def _save(writer: StorageBackend, state: Any, path: Path) -> Any:
+    """Writes what of a state the format can hold, and returns that."""
     try:
-        writer.save_checkpoint(state, path)
+        kept = writer.kept(state)
+        writer.save_checkpoint(kept, path)
     except (CkptError, OSError):
         raise
     except Exception as error:
         raise StateError(
             f"the format {writer.name!r} cannot hold this state ({type(error).__name__}: {error}): select= "
             "(--select) a part of it, or choose another format",
+            kind="format",
+        ) from error
+    return kept
+
+
+def _read_back(writer: StorageBackend, path: Path, state: Any) -> list[str]:
+    try:
+        return writer.check_checkpoint(path, state)
+    except CkptError:
+        raise
+    except Exception as error:
+        raise FormatError(
+            f"nothing was written: what the format {writer.name!r} made of this state cannot be read back "
+            f"({type(error).__name__}: {error}): choose another format, or part of the state (select=, --select)",
             kind="format",
         ) from error
 

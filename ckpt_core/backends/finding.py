@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from ckpt_core.backends.contract import StorageBackend
-from ckpt_core.errors import MissingExtraError, UsageError
+from ckpt_core.errors import CkptError, MissingExtraError, UsageError
 
 __all__ = ["GROUP", "as_backend", "find_backend", "guess_backend", "installed_backends"]
 
@@ -15,6 +16,8 @@ GROUP = "ckpt_core.backends"
 
 NATIVE = "native"
 
+_log = logging.getLogger("ckpt_core.backends")
+
 
 def installed_backends() -> dict[str, EntryPoint]:
     """The backends that are installed, by name. Nothing of theirs is imported."""
@@ -22,8 +25,8 @@ def installed_backends() -> dict[str, EntryPoint]:
 
 
 def find_backend(name: str) -> StorageBackend:
-    """The backend of that name. Raises UsageError for one that is not installed, MissingExtraError for one whose
-    framework is not."""
+    """The backend of that name. Raises UsageError for one that is not installed or cannot be made, MissingExtraError
+    for one whose framework is not installed."""
     entry = installed_backends().get(name)
     if entry is None:
         raise UsageError(
@@ -38,6 +41,14 @@ def find_backend(name: str) -> StorageBackend:
         raise MissingExtraError(
             f"the storage backend {name!r} needs what is not installed here ({error}): install the package of its "
             "framework",
+            backend=name,
+        ) from error
+    except CkptError:
+        raise
+    except Exception as error:  # somebody's package
+        raise UsageError(
+            f"the storage backend {name!r} ({entry.value}) cannot be made: {type(error).__name__}: {error}",
+            kind="backend",
             backend=name,
         ) from error
 
@@ -60,7 +71,8 @@ def guess_backend(path: Path) -> StorageBackend:
     for name in sorted(installed, key=lambda name: not installed[name].value.startswith("ckpt_core.")):
         try:
             backend = find_backend(name)
-        except MissingExtraError:
+        except CkptError as error:
+            _log.debug("not asked about %s: %s", path, error)
             continue
         if (
             path.name.endswith(backend.suffix)

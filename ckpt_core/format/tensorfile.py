@@ -97,6 +97,8 @@ def map_tensors(path: Path) -> TensorFile:
     """
     from safetensors import SafetensorError, safe_open
 
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise CorruptionError(f"{path} is no file", kind="document", path=str(path))
     try:
         with safe_open(path, "np"):  # it checks sizes, offsets and the header against each other
             pass

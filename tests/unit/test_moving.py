@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from ckpt_core import (
     import_checkpoint,
     moving,
 )
+from ckpt_core.backends import finding
 from ckpt_core.backends.npz import NpzBackend
 from ckpt_core.stores import MemoryStore
 from ckpt_core.testing import same_state
@@ -188,7 +190,8 @@ class Raises(StorageBackend):
     name = "raises"
 
     def save_checkpoint(self, data: Any, path: Path) -> dict[str, Any]:
-        raise NotImplementedError
+        path.write_text("x")
+        return {}
 
     def load_checkpoint(self, path: Path, device: str | None = None) -> Any:
         raise ZeroDivisionError("what?")
@@ -201,6 +204,39 @@ def test_what_somebodys_format_raises_is_told_in_our_words(tmp_path: Path) -> No
         pytest.raises(FormatError, match="what"),
     ):
         import_checkpoint(manager, tmp_path / "x", format=Raises())
+
+
+def test_what_somebodys_format_raises_where_it_reads_back_is_told(
+    manager: CheckpointManager, tmp_path: Path
+) -> None:
+    with pytest.raises(FormatError, match=r"cannot be read back.*what\?"):
+        export_checkpoint(manager, "latest", tmp_path / "x", format=Raises())
+    assert os.listdir(tmp_path) == []
+
+
+def test_somebodys_broken_package_is_told_and_in_nobodys_way(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    broken = EntryPoint("broken", "ckpt_core.backends:no_such_name", "ckpt_core.backends")
+    monkeypatch.setattr(finding, "entry_points", lambda group: [broken])
+    with pytest.raises(UsageError, match="'broken'.*cannot be made"):
+        finding.find_backend("broken")
+    with pytest.raises(UsageError, match="does not tell its format"):
+        finding.guess_backend(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.safetensors", "folder"])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    pipe = tmp_path / name
+    if name == "folder":
+        pipe.mkdir()
+        pipe /= "model.safetensors"
+    os.mkfifo(pipe)
+    with (
+        CheckpointManager(MemoryStore(), experiment="x") as manager,
+        pytest.raises((UsageError, CorruptionError), match="no file|neither"),
+    ):
+        import_checkpoint(manager, tmp_path / name)
 
 
 def test_weights_in_lists_are_called_as_modules_are(tmp_path: Path) -> None:
