@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,10 +18,8 @@ from mlflow.entities import FileInfo
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
-from ckpt_core import CheckpointReader, CkptError, HookManager
+from ckpt_core import CheckpointManager, CheckpointReader, CkptError, Workspace
 from ckpt_core.config import environment
-from ckpt_core.pipeline.library import Library
-from ckpt_core.pipeline.workspace import Workspace
 from ckpt_links.places import split_place
 
 __all__ = ["CheckpointArtifacts"]
@@ -77,12 +75,11 @@ class CheckpointArtifacts(ArtifactRepository):  # type: ignore[misc]
     def _opened(self, place: str) -> Iterator[CheckpointReader]:
         try:
             store, experiment, reference = split_place(place)
-            # As the command does it: no store is begun by looking for one, and no hook is at work.
+            catalog = environment("CKPT_CATALOG")
+            Workspace.open(store, catalog=catalog).close()  # a manager would begin one where there is none
             with (
-                closing(Workspace.open(store, catalog=environment("CKPT_CATALOG"))) as workspace,
-                Library(workspace, experiment, HookManager(), None, "min").open(
-                    reference, framework="numpy"
-                ) as reader,
+                CheckpointManager(store, experiment=experiment, catalog=catalog, hooks_file=False) as manager,
+                manager.open(reference, framework="numpy") as reader,
             ):
                 yield reader
         except CkptError as error:
