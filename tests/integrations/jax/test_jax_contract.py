@@ -14,7 +14,7 @@ KILLS = {
     "evaluation due": {"evaluate": 14},
     "last step of an epoch": {"step": 18},
     "boundary of epochs": {"boundary": 1},
-    "inside a save": {"fsync": 22},
+    "inside a save": {"fsync": 27},
 }
 
 

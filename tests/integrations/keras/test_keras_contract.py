@@ -20,7 +20,7 @@ KILLS = {
     "evaluation due": {"evaluate": [1, 2]},
     "last step of an epoch": {"batch": [1, 6]},
     "boundary of epochs": {"epoch": 2},
-    "inside a save": {"fsync": 20},
+    "inside a save": {"fsync": 25},
 }
 RAISES = {"raise": [1, 3]}
 TERMINATES = {"signal": [1, 3]}

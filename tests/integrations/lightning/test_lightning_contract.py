@@ -19,7 +19,7 @@ KILLS = {
     "evaluation due": {"validating": 12},
     "last step of an epoch": {"batch": [1, 7]},
     "boundary of epochs": {"epoch": 2},
-    "inside a save": {"fsync": 30},
+    "inside a save": {"fsync": 35},
 }
 NATIVE_KILLS = {**KILLS, "inside a save": {"fsync": 5}}
 NATIVE = {**dict.fromkeys(KILLS, "other data from there on"), "first step": "exact"}

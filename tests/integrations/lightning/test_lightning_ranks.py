@@ -57,7 +57,7 @@ def test_killed_and_started_again_both_are_the_same(training: Any) -> None:
         job.killed(rank=1, batch=[0, 5]),
         job.killed(rank=0, epoch=1),
         job.killed(rank=0, batch=[1, 7]),
-        job.killed(fsync=9),
+        job.killed(fsync=14),
         job.complete(),
     ]
     assert_same(reference, parts)

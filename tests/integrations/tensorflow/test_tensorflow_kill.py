@@ -24,7 +24,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Ended:
 
 def test_killed_and_started_again_it_is_the_same_training(reference: Ended, tmp_path: Path) -> None:
     job = training(tmp_path / "killed")
-    deaths: list[dict[str, Any]] = [{"batch": [0, 7]}, {"batch": [1, 4]}, {"saved": 18}, {"fsync": 9}]
+    deaths: list[dict[str, Any]] = [{"batch": [0, 7]}, {"batch": [1, 4]}, {"saved": 18}, {"fsync": 14}]
     parts = [*(job.killed(**die) for die in deaths), job.complete()]
     assert_same_training(reference, parts)
     steps = resumed_steps(parts)

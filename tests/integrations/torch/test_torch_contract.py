@@ -18,7 +18,7 @@ KILLS = {
     "evaluation due": {"evaluation": [1, 5]},
     "last step of an epoch": {"batch": [1, LAST]},
     "boundary of epochs": {"boundary": [2, 0]},
-    "inside a save": {"fsync": 30},
+    "inside a save": {"fsync": 35},
 }
 
 
