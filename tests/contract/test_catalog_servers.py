@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-for part in ("", "_case", "_checkpoints", "_copies", "_history", "_migrations", "_queries"):
-    pytest.register_assert_rewrite(f"contract.catalog{part}")
-
-from contract.catalog import CatalogContract  # noqa: E402
-from contract.catalog_case import emptied  # noqa: E402
-from contract.catalog_copies import CopiesContract  # noqa: E402
-from contract.catalog_migrations import MigrationsContract  # noqa: E402
-from contract.servers import MariaDB, PostgreSQL  # noqa: E402
+from contract.catalog import CatalogContract
+from contract.catalog_case import emptied
+from contract.catalog_copies import CopiesContract
+from contract.catalog_migrations import MigrationsContract
+from contract.servers import MariaDB, PostgreSQL
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,9 @@ from pathlib import Path
 
 import pytest
 
-for part in ("", "_case", "_checkpoints", "_copies", "_history", "_migrations", "_queries"):
-    pytest.register_assert_rewrite(f"contract.catalog{part}")
-
-from contract.catalog import CatalogContract  # noqa: E402
-from contract.catalog_copies import CopiesContract  # noqa: E402
-from contract.catalog_migrations import MigrationsContract  # noqa: E402
+from contract.catalog import CatalogContract
+from contract.catalog_copies import CopiesContract
+from contract.catalog_migrations import MigrationsContract
 
 
 class TestSqliteFile(CatalogContract):

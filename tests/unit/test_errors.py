@@ -16,7 +16,7 @@ BUILTINS = {
     "HookError": RuntimeError, "MissingExtraError": ImportError, "NotFoundError": LookupError,
     "ObjectExistsError": FileExistsError, "ObjectNotFoundError": FileNotFoundError,
     "SaveFailedError": RuntimeError, "SaveNotDoneError": RuntimeError, "StateError": TypeError, "StateMismatchError": ValueError,
-    "StoreError": OSError, "UsageError": ValueError,
+    "SignatureError": ValueError, "StoreError": OSError, "UsageError": ValueError,
 }  # fmt: skip
 
 

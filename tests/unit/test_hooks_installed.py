@@ -55,24 +55,22 @@ NUMBER = 3
 def installed(tmp_path, monkeypatch):
     """A distribution with hooks, as pip would leave it."""
     folder = tmp_path / "site"
-    (folder / "acme_hooks-1.2.dist-info").mkdir(parents=True)
-    (folder / "acme_hooks-1.2.dist-info/METADATA").write_text(
+    (folder / "odd_hooks-1.2.dist-info").mkdir(parents=True)
+    (folder / "odd_hooks-1.2.dist-info/METADATA").write_text(
         "Metadata-Version: 2.1\nName: acme-hooks\nVersion: 1.2\n"
     )
-    lines = [f"{name} = acme_hooks:{attribute}" for name, attribute in {
+    lines = [f"{name} = odd_hooks:{attribute}" for name, attribute in {
         "limit": "Limit", "cheer": "cheer", "no-hook": "no_hook", "broken": "broken", "number": "NUMBER", "gone": "gone"
     }.items()]  # fmt: skip
-    (folder / "acme_hooks-1.2.dist-info/entry_points.txt").write_text(
-        "\n".join(["[ckpt_core.hooks]", *lines])
-    )
-    (folder / "acme_hooks.py").write_text(Path(__file__).read_text(encoding="utf-8"), encoding="utf-8")
+    (folder / "odd_hooks-1.2.dist-info/entry_points.txt").write_text("\n".join(["[ckpt_core.hooks]", *lines]))
+    (folder / "odd_hooks.py").write_text(Path(__file__).read_text(encoding="utf-8"), encoding="utf-8")
     monkeypatch.syspath_prepend(str(folder))
     return folder
 
 
 def test_what_is_installed_is_found_by_name(installed):
     found = installed_hooks()
-    assert found["limit"].value == "acme_hooks:Limit"
+    assert found["limit"].value == "odd_hooks:Limit"
     assert list(found) == sorted(found)
 
 
@@ -100,10 +98,10 @@ def test_what_can_be_said_of_every_hook_can_be_said_of_these(installed):
 
 def test_a_function_under_hook_is_everybodys_and_stays_as_it_is(installed):
     made = make_hook("cheer", {"priority": "critical"})
-    import acme_hooks
+    import odd_hooks
 
     assert made.priority is HookPriority.CRITICAL
-    assert acme_hooks.cheer.priority is HookPriority.NORMAL
+    assert odd_hooks.cheer.priority is HookPriority.NORMAL
 
 
 @pytest.mark.parametrize(

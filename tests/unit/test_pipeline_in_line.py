@@ -56,7 +56,7 @@ def other(filled: Path, tmp_path: Path) -> Iterator[CheckpointManager]:
 
 @pytest.mark.usefixtures("settled")
 class TestSettled:
-    def test_a_new_process_lists_nothing(self, filled: Path) -> None:
+    def test_a_new_process_lists_no_checkpoints(self, filled: Path) -> None:
         manager, store = opened(filled)
         with manager:
             manager.checkpoints()
@@ -66,7 +66,8 @@ class TestSettled:
             assert manager.resolve("latest").step == 3
             assert [c.step for c in manager.checkpoints()] == [1, 2, 3]
             assert manager.workspace.index.checkpoints() == manager.checkpoints()
-            assert store.operations["list"] == 1  # which experiments there are, for the question about all
+            # The experiment's metric segments, and for the question about all, which experiments there are.
+            assert store.operations["list"] == 2
 
     def test_what_others_do_is_seen(self, filled: Path, other: CheckpointManager) -> None:
         manager, _ = opened(filled)
