@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import traceback
@@ -30,6 +31,13 @@ SECRET = "s3cr3t/:@%"
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Exception ignored in. <socket.socket fd=.*family=1:pytest.PytestUnraisableExceptionWarning"
 )
+
+
+@pytest.fixture(autouse=True)
+def _collected() -> Iterator[None]:
+    """What is left to the collector goes while its warnings are expected, not in a later test."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module", params=["postgresql", "mariadb"])
