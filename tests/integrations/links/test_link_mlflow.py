@@ -187,9 +187,9 @@ def test_an_address_has_three_parts(address):
         split_place(address)
 
 
-def test_a_server_that_is_away_touches_neither_training_nor_saves(store_path, monkeypatch, caplog):
+def test_a_server_that_is_away_touches_neither_training_nor_saves(tracked, store_path, caplog):
     with socket.create_server(("127.0.0.1", 0)) as deaf:  # takes calls, and never answers
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{deaf.getsockname()[1]}")
+        mlflow.set_tracking_uri(f"http://127.0.0.1:{deaf.getsockname()[1]}")
         begun = time.monotonic()
         made = train(store_path, MLflowLink(timeout=1.0))
         assert time.monotonic() - begun < 60
