@@ -94,6 +94,7 @@ test-keras-jax test-keras-torch test-keras-tensorflow: test-keras-%: $(READY) # 
 test-links: $(READY) # trackers and monitors, and their page; one MLflow server
 	$(PYTEST) --dist loadfile tests/integrations/links tests/packaging/test_snippets.py -k links $(PYTEST_ARGS)
 
+# Three at a time: each process has most of the frameworks in its memory.
 test-adapters: $(READY) ## every adapter (Keras with one backend), and the documents that need one
 	KERAS_BACKEND=jax $(PYTEST) -n 3 -m "not native" tests/integrations $(SNIPPETS) --ignore tests/integrations/keras --ignore tests/integrations/links $(PYTEST_ARGS)
 
