@@ -25,6 +25,7 @@ from ckpt_core.policies import (
     RetentionPolicy,
     decide_lineages,
 )
+from ckpt_core.tracker.experiments import ExperimentTracker
 from ckpt_core.tree import dtypes
 from ckpt_core.web import documents as say
 from ckpt_core.web.base import BaseAPI
@@ -47,6 +48,7 @@ class ReadingAPI(BaseAPI):
     ) -> None:
         super().__init__(workspace)
         self._choosing = Choosing(workspace)
+        self._tracker = ExperimentTracker(workspace)
         self._allow_write = allow_write
         self._parts = parts or []
 
@@ -89,9 +91,10 @@ class ReadingAPI(BaseAPI):
         return say.ExperimentPage(items=[say.experiment_document(each) for each in items], next=following)
 
     def metrics(self, experiment: Name) -> say.MetricNames:
-        """The names of the metrics of an experiment."""
-        self._known(experiment)
-        return say.MetricNames(items=self.workspace.index.catalog().metric_names(experiment))
+        """The names of the metrics of an experiment: those it logged, and those of its checkpoints."""
+        self._tracker.experiment(experiment)
+        saved = {name for each in self.workspace.index.checkpoints(experiment) for name in each.metrics}
+        return say.MetricNames(items=sorted(saved.union(self._tracker.metrics(experiment))))
 
     def series(
         self,
@@ -102,8 +105,8 @@ class ReadingAPI(BaseAPI):
         limit: Limit = 1000,
     ) -> say.PointPage:
         """The series of a metric, by step: of a lineage, or of the newest attempt that logged anything."""
-        self._known(experiment)
-        points = self.workspace.index.catalog().metric_series(experiment, name, lineage)
+        self._tracker.experiment(experiment)
+        points = self._tracker.metric(experiment, name, lineage=lineage)
         items, following = page(points, lambda point: [point.step], cursor, limit)
         return say.PointPage(
             items=[

@@ -68,6 +68,21 @@ def test_metric_series(api: TestClient) -> None:
     assert get(api, "/metrics", 404, experiment="nobody")["kind"] == "experiment"
 
 
+def test_metrics_of_an_experiment_that_saved_nothing(tmp_path: Path) -> None:
+    with CheckpointManager(tmp_path, experiment="logged") as manager:
+        manager.log({"train": 0.5}, step=1)
+    with closing(Workspace.open(tmp_path)) as workspace:
+        api = client_of(workspace)
+        assert get(api, "/metrics", experiment="logged")["items"] == ["train"]
+        (point,) = get(api, "/series", experiment="logged", name="train")["items"]
+        assert (point["step"], point["value"], point["attempt"]) == (1, 0.5, 1)
+        with CheckpointManager(tmp_path, experiment="logged") as manager:  # another process, later
+            manager.log({"train": 0.25}, step=2)
+        found = get(api, "/series", experiment="logged", name="train")["items"]
+        assert [each["value"] for each in found] == [0.25]
+        assert get(api, "/series", 404, experiment="nobody", name="train")["kind"] == "experiment"
+
+
 def test_what_is_in_a_checkpoint(api: TestClient, newest: str) -> None:
     leaves = {each["path"]: each for each in get(api, f"/checkpoints/{newest}/leaves")["items"]}
     assert leaves["model/w"] == {
