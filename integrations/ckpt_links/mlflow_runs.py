@@ -25,8 +25,8 @@ class MLflowLink(Link):
 
     Each checkpoint becomes an external model (`mlflow.create_external_model`), named `<experiment>-step-<step>`, whose
     tag `ckpt.uri` is a `ckpt://` address that MLflow can list and download; its metrics are logged with its
-    `model_id`. The best one has the tag `ckpt.best`. `run_id`: a run of yours; left out, one is begun for this
-    attempt in the MLflow experiment of the same name, and ended as training ends. `params`: of that run.
+    `model_id`. The best one of a lineage has the tag `ckpt.best`. `run_id`: a run of yours; left out, one is begun for
+    this attempt in the MLflow experiment of the same name, and ended as training ends. `params`: of that run.
     Raises MissingExtraError.
     """
 
@@ -58,7 +58,6 @@ class MLflowLink(Link):
         self._experiment: str | None = None
         self._attempt: str | None = None
         self._models: dict[str, str] = {}
-        self._best: str | None = None
 
     def execute(self, context: HookContext) -> None:
         client = self._mlflow.MlflowClient()
@@ -105,19 +104,24 @@ class MLflowLink(Link):
                 "ckpt.uri": place_of(self.manager, checkpoint),
                 "ckpt.id": checkpoint.id,
                 "ckpt.digest": checkpoint.digest,
+                "ckpt.lineage": checkpoint.attempt.lineage,
             },
         )
         self._models = {checkpoint.id: model.model_id}
         self._log(client, run, context, model.model_id)
 
     def _tell_best(self, client: Any, context: HookContext) -> None:
-        model = self._models.get(context.checkpoint.id) if context.checkpoint is not None else None
+        checkpoint = context.checkpoint
+        assert checkpoint is not None
+        model = self._models.get(checkpoint.id)
         if model is None:
             return
         client.set_logged_model_tags(model, {"ckpt.best": "true"})
-        if self._best is not None and self._best != model:
-            client.delete_logged_model_tag(self._best, "ckpt.best")
-        self._best = model
+        # The best so far may have been told of by an earlier process.
+        best = f"tags.`ckpt.best` = 'true' AND tags.`ckpt.lineage` = '{checkpoint.attempt.lineage}'"
+        for found in client.search_logged_models([self._experiment], best):
+            if found.model_id != model:
+                client.delete_logged_model_tag(found.model_id, "ckpt.best")
 
     def _log(self, client: Any, run: str, context: HookContext, model: str | None) -> None:
         at = round(context.at.timestamp() * 1000)

@@ -126,6 +126,16 @@ def test_checkpoints_are_external_models_with_their_metrics(tracked, store_path)
         assert ("ckpt.best" in model.tags) is (checkpoint.step == 2)
 
 
+def test_one_of_a_lineage_is_the_best_after_a_resume_too(tracked, store_path):
+    train(store_path, MLflowLink(), experiment="again", losses=(0.5, 0.4))
+    train(store_path, MLflowLink(), experiment="again", losses=(0.6, 0.3), resume="auto")
+    train(store_path, MLflowLink(), experiment="again", losses=(0.9,))  # begins anew
+    experiment = tracked.get_experiment_by_name("again").experiment_id
+    models = tracked.search_logged_models([experiment])
+    best = {(model.name, model.metrics[0].value) for model in models if "ckpt.best" in model.tags}
+    assert best == {("again-step-4", 0.3), ("again-step-1", 0.9)}
+
+
 def test_a_run_of_ones_own_is_used_and_left_open(tracked, store_path):
     experiment = tracked.create_experiment("mine")
     run = tracked.create_run(experiment).info.run_id
