@@ -211,7 +211,7 @@ class CheckpointManager(Library):
 
     def end_attempt(self, outcome: Outcome = "finished", reason: str = "") -> None:
         """Records how the attempt ended: `finished`, `failed` or `preempted`. What it says first counts. A `with` block
-        and `close` do so by themselves, and adapters do; never raises."""
+        and `close` do so by themselves, and adapters do. Raises UsageError for any other word, and nothing else."""
         self._keeper.end(outcome, reason)
 
     def continue_attempt(self) -> None:

@@ -13,12 +13,12 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Literal, final
+from typing import Any, Literal, final, get_args
 
 from ckpt_core import clock
 from ckpt_core.config import process, surroundings
 from ckpt_core.configuration import plain_text
-from ckpt_core.errors import CkptError, ObjectExistsError
+from ckpt_core.errors import CkptError, ObjectExistsError, UsageError
 from ckpt_core.model import Attempt, AttemptFacts
 from ckpt_core.pipeline.workspace import Workspace
 from ckpt_core.repository import HeldLease
@@ -107,7 +107,12 @@ class AttemptKeeper:
             self._tell()
 
     def end(self, outcome: Outcome, reason: str = "") -> None:
-        """The attempt says how it ended, unless it has done so already. Never raises."""
+        """The attempt says how it ended, unless it has done so already. Raises UsageError for a word that is none;
+        never for what happens in the store."""
+        if outcome not in get_args(Outcome):
+            raise UsageError(
+                f"outcome={outcome!r} must be one of {', '.join(map(repr, get_args(Outcome)))}", kind="option"
+            )
         with self._lock:
             if self._facts is not None and self._facts.outcome in (None, "running"):
                 self._say(outcome, reason)

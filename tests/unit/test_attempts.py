@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ckpt_core import CheckpointManager, StoreError
+from ckpt_core import CheckpointManager, StoreError, UsageError
 from ckpt_core.config import surroundings
 from ckpt_core.pipeline import attempts
 from ckpt_core.session import Session
@@ -83,6 +83,15 @@ def test_what_is_said_first_counts(tmp_path: Path) -> None:
         manager.end_attempt("preempted", "SIGTERM")
         _ = 1 // 0
     assert status(tmp_path) == ("preempted", "SIGTERM")
+
+
+def test_an_outcome_that_is_none_is_refused(tmp_path: Path) -> None:
+    with begun(tmp_path) as manager:
+        for word in ("running", "done", "", None):
+            with pytest.raises(UsageError, match="'finished', 'failed', 'preempted'"):
+                manager.end_attempt(word)  # type: ignore[arg-type]
+        assert status(tmp_path) == ("running", "")
+    assert status(tmp_path) == ("finished", "")
 
 
 def test_an_attempt_goes_on(tmp_path: Path) -> None:
