@@ -10,10 +10,10 @@ import numpy as np
 from ckpt_core import clock, ids
 from ckpt_core.format.documents import Manifest, StoreDocument
 from ckpt_core.format.sealed import seal
-from ckpt_core.model import Attempt, Snapshot, StagedTensor
+from ckpt_core.model import Attempt, Snapshot
 from ckpt_core.repository import Committed, Draft, Repository, Verify
 from ckpt_core.stores import Store
-from ckpt_core.tree import Selection, dtypes, flatten, rebuild, rebuild_like, registry, wanted_tensors
+from ckpt_core.tree import Selection, borrow, dtypes, flatten, rebuild, rebuild_like, registry, wanted_tensors
 
 ATTEMPT = Attempt(1, "0" * 26, "0" * 26)
 CHUNK = 4096
@@ -30,15 +30,7 @@ def new_repository(store: Store, chunk_bytes: int = CHUNK) -> Repository:
 
 def snapshot_of(state: Any) -> Snapshot:
     """A snapshot over the live tensors, as a save that waits takes it."""
-    flat = flatten(state, registry)
-    staged = []
-    for leaf in flat.leaves:
-        data = leaf.codec.view(leaf.value)
-        if data is None:
-            data = np.empty(dtypes.nbytes(leaf.spec), np.uint8)
-            leaf.codec.copy_into(leaf.value, data)
-        staged.append(StagedTensor(leaf.path, leaf.codec.name, leaf.spec, data))
-    return Snapshot(flat.tree, tuple(staged))
+    return borrow(flatten(state, registry))
 
 
 def draft(step: int = 1, experiment: str = "digits", **facts: Any) -> Draft:
