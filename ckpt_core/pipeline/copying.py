@@ -118,7 +118,7 @@ def copy_between(
 
     def advance(nbytes: int) -> None:
         nonlocal done
-        done += nbytes
+        done = min(done + nbytes, total)  # what another process disturbs is done twice
         if progress is not None:
             progress(done, total)
 

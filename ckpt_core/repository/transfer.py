@@ -66,7 +66,10 @@ def transfer(
             alive = {each.pack.name: each.pack for each in chosen.values()}
             alive = {name: pack for name, pack in alive.items() if still_there(target.store, pack)}
             chosen = {digest: each for digest, each in chosen.items() if each.pack.name in alive}
-            part = _write(source, manifest, target, chosen, progress, lease)
+            try:
+                part = _write(source, manifest, target, chosen, progress, lease)
+            except ObjectExistsError:  # another copy of the same was faster: what it has written is used now
+                continue
             if not _gone(target, part, lease):
                 committed = _publish(target, key, manifest, part)
                 if not _gone(target, part, lease):
@@ -74,7 +77,8 @@ def transfer(
                 target.forget(key)
         _log.warning("packs vanished during a copy, which is made again")
     raise StoreError(
-        f"packs of {target.store.url} kept vanishing during a copy: copy again when no prune is running there",
+        f"packs of {target.store.url} kept coming and going during a copy: copy again when no prune and no other copy "
+        "is running there",
         kind="race",
     )
 

@@ -14,6 +14,7 @@ from ckpt_core.repository import Repository, layout, transfer
 from ckpt_core.stores import LocalStore, MemoryStore, Store
 from ckpt_core.testing import same_state
 from ckpt_core.tracker.experiments import ExperimentTracker
+from crash.wrappers import ScriptedStore
 
 NOISE = np.random.default_rng(5).standard_normal(20_000)
 CHUNK = 4096
@@ -167,6 +168,30 @@ def test_damage_does_not_travel(tmp_path: Path) -> None:
     assert verify(Repository.open(there)).ok
     with CheckpointManager(there, experiment="digits") as manager, pytest.raises(NotFoundError):
         manager.resolve(name)
+
+
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("moment", ["between look and write", "before the manifest"])
+def test_two_copies_at_a_time_do_not_disturb_each_other(moment: str, step: int) -> None:
+    """The one is done whole while the other is in the midst of a checkpoint, as its store's operations tell."""
+    here, inner = filled(MemoryStore()), MemoryStore()
+    there = ScriptedStore(inner)
+    with CheckpointManager(here, experiment="digits") as manager:
+        own = manager.resolve(f"t{step}").id
+    folder = layout.PACKS if moment == "between look and write" else layout.MANIFESTS
+    there.once(
+        lambda operation, key, when: operation == "create" and key.startswith(folder) and own in key,
+        lambda: copy_checkpoints(here, inner),
+    )
+    told: list[tuple[int, int]] = []
+    done = copy_checkpoints(here, there, progress=lambda *bytes_: told.append(bytes_))
+    assert there.done
+    assert ([each.step for each in done.checkpoints], done.failed) == ([1, 2, 3], ())
+    assert told[-1][0] == told[-1][1] == max(bytes_ for bytes_, _ in told)
+    check(here, inner, range(1, 4))
+    assert len(list(inner.list(layout.PACKS))) == len(list(here.list(layout.PACKS))), (
+        "nothing was written twice"
+    )
 
 
 def test_a_tag_of_the_target_stays() -> None:
