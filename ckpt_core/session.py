@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from signal import Signals
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from ckpt_core.model import Checkpoint
 from ckpt_core.pipeline.attempts import described
 from ckpt_core.pipeline.deferred import LazyTensors
 from ckpt_core.pipeline.queue import SaveHandle
+from ckpt_core.pipeline.resolve import gone_through
 from ckpt_core.preemption import PREEMPTION_SIGNALS, PreemptionSignals
 from ckpt_core.tracker.log import as_metrics
 from ckpt_core.tree import flatten, registry
@@ -352,16 +354,16 @@ class Session:
             self._fire(HookEvent.LEARNING_RATE_CHANGED, *self._at, data={"before": before, "now": self._rate})
 
     def _keep(self, step: int, tag: str, reason: str) -> None:
-        """Keeps the newest checkpoint of this step or an earlier one, once what is pending is there."""
+        """Keeps the newest checkpoint of this step or an earlier one that led here, once what is pending is there."""
         manager = self.manager
         try:
             manager.wait()
-            lineage = manager.attempt.lineage
-            good = [c for c in manager.checkpoints() if c.attempt.lineage == lineage and c.step <= step]
-            if not good:
+            look_up = partial(manager.workspace.index.catalog().checkpoint, include_forgotten=True)
+            line = gone_through(manager.attempt, manager.checkpoints(), look_up)
+            last = next((c for c in line if c.step <= step), None)
+            if last is None:
                 _log.warning("%s, and no checkpoint of step %d or before is left to be kept", reason, step)
                 return
-            last = max(good, key=lambda each: each.order)
             manager.workspace.tag(last, tag)
             manager.workspace.pin(last)
             manager.workspace.audit(

@@ -10,7 +10,7 @@ from typing import Literal, Protocol, TypeVar
 
 from ckpt_core.errors import CkptError, CorruptionError, NotFoundError, UsageError
 from ckpt_core.format.names import check_name
-from ckpt_core.model import Checkpoint
+from ckpt_core.model import Attempt, Checkpoint
 from ckpt_core.pipeline.answers import Answers
 from ckpt_core.repository.layout import ManifestKey
 
@@ -20,6 +20,7 @@ __all__ = [
     "candidates",
     "check_tag",
     "choose_forgotten",
+    "gone_through",
     "newest_lineage",
     "split_reference",
 ]
@@ -187,6 +188,24 @@ def newest_lineage(found: list[Checkpoint]) -> list[Checkpoint]:
     """The lineage of the newest attempt that saved, from the oldest to the newest."""
     lineage = max(found, key=lambda c: c.order).attempt.lineage
     return sorted((c for c in found if c.attempt.lineage == lineage), key=lambda c: c.order)
+
+
+def gone_through(
+    attempt: Attempt, found: Sequence[Checkpoint], look_up: Callable[[str], Checkpoint | None]
+) -> list[Checkpoint]:
+    """Those that led to where an attempt is now, the newest first: its own, and what each attempt that it goes on from
+    had saved until then, but not after. `look_up` gives a checkpoint by its id, a forgotten one as well."""
+    line: list[Checkpoint] = []
+    until: Checkpoint | None = None
+    seen: set[str] = set()
+    while attempt.id not in seen:
+        seen.add(attempt.id)
+        own = [c for c in found if c.attempt.id == attempt.id and (until is None or c.order <= until.order)]
+        line += sorted(own, key=lambda c: c.order, reverse=True)
+        until = look_up(attempt.resumed_from) if attempt.resumed_from is not None else None
+        if until is not None:
+            attempt = until.attempt
+    return line
 
 
 def best_first(checkpoints: list[Checkpoint], metric: str | None, mode: Mode) -> list[Checkpoint]:

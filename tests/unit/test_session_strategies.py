@@ -29,13 +29,13 @@ from ckpt_core import (
 class Loop:
     """A training whose rate, loss and evaluations are given by step."""
 
-    def __init__(self, root: Path, **options: Any) -> None:
+    def __init__(self, root: Path, resume: str = "auto", **options: Any) -> None:
         self.manager = CheckpointManager(root, experiment="loop", **options)
         self.session = Session(self.manager, signals=())
         self.rate = 0.1
         self.rates_read = 0
         self.session.learning_rate = self._read
-        self.step = self.session.resume().step
+        self.step = self.session.resume(resume).step
         self.session.begin(self.step)
 
     def _read(self) -> float:
@@ -118,6 +118,19 @@ def test_without_anything_good_it_says_so_and_training_goes_on(loop: Any, caplog
     training.go(12, 1.0)
     training.go(1, math.inf)
     assert "loss is inf, and no checkpoint of step 11 or before is left to be kept" in caplog.text
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_a_branch_that_was_abandoned_has_no_last_good(loop: Any, forgotten: bool) -> None:
+    first = loop(save_policy=EverySteps(5))
+    first.go(20, 1.0)
+    first.close()
+    branch = loop(resume="step=10", save_policy=OnLossSpike())  # 15 and 20 are left behind
+    if forgotten:  # what led to it did so all the same
+        branch.manager.forget("step=10")
+    branch.go(7, 1.0)
+    branch.go(1, math.nan)
+    assert branch.manager.resolve("last-good").step == (5 if forgotten else 10)
 
 
 def test_what_policies_and_hooks_remember_comes_back(loop: Any, store_path: Path) -> None:
