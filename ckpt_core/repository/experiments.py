@@ -19,7 +19,7 @@ from ckpt_core.format.sealed import seal, unseal
 from ckpt_core.model import AttemptFacts, ExperimentFacts
 from ckpt_core.repository import layout
 from ckpt_core.repository.repository import attempt_from, attempt_to
-from ckpt_core.stores import Store
+from ckpt_core.stores import ObjectInfo, Store
 
 __all__ = ["ExperimentRecords", "last_words"]
 
@@ -37,6 +37,8 @@ class ExperimentRecords:
     def __init__(self, store: Store, written: Callable[[str], object] | None = None) -> None:
         self._store = store
         self._written = written
+        self._damaged: dict[str, ObjectInfo | None] = {}
+        """What was left out, by key, and how it looks if a second reading found it damaged too."""
 
     # -- written ---------------------------------------------------------------------------------
 
@@ -195,17 +197,26 @@ class ExperimentRecords:
         ]
 
     def _readable(self, key: str | None) -> AttemptStart | AttemptWord | ExperimentTag | None:
+        """A document; None where there is none, or it is damaged: that is told once, and it is read again only if it
+        has changed."""
         if key is None:
             return None
         try:
-            return self.read(key)
+            looks = self._store.info(key) if key in self._damaged else None
+            if looks is not None and looks == self._damaged[key]:
+                return None
+            found = self.read(key)
         except ObjectNotFoundError:  # removed since the listing
             return None
         except StoreError:
             raise
         except CkptError as error:
-            _log.warning("left out: %s", error)
+            if key not in self._damaged:
+                _log.warning("left out: %s", error)
+            self._damaged[key] = looks
             return None
+        self._damaged.pop(key, None)
+        return found
 
     def _put_new(self, key: str, data: bytes) -> None:
         self._store.put_new(key, data)

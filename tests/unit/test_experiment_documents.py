@@ -13,6 +13,7 @@ from ckpt_core.maintenance.doctor import examine
 from ckpt_core.repository import ExperimentRecords, layout
 from ckpt_core.stores import LocalStore
 from ckpt_core.tracker.experiments import ExperimentTracker
+from crash.wrappers import CountingStore
 
 
 @pytest.fixture
@@ -85,6 +86,32 @@ def test_damage_is_found_and_healed(root: Path) -> None:
     assert {mended.key for mended in space.repair().mended} == {*hurt, lost}
     assert space.verify().ok
     space.close()
+
+
+@pytest.mark.parametrize("catalog", [True, False])
+def test_damage_is_told_once_and_what_was_healed_is_read(
+    root: Path, caplog: pytest.LogCaptureFixture, catalog: bool
+) -> None:
+    store = CountingStore(LocalStore(root))
+    if catalog:
+        (root / "catalog.db").unlink()
+    whole = {key: (root / key).read_bytes() for key in keys(root)}
+    for key in whole:
+        (root / key).write_bytes(whole[key][:-30])
+    place = f"sqlite:///{root}/catalog.db" if catalog else f"sqlite:///{root}/none/catalog.db"
+    with ExperimentTracker(store, catalog=place) as tracker:
+        assert (tracker.experiment("a b").status, tracker.experiment("a b").tags) == ("unknown", ())
+        assert "left out: " in caplog.text
+        caplog.clear()
+        assert tracker.experiment("a b").status == "unknown"
+        store.reset()
+        assert tracker.experiment("a b").status == "unknown"
+        assert not store.objects_read() & whole.keys()
+        assert "left out: " not in caplog.text
+        for key in whole:
+            (root / key).write_bytes(whole[key])
+        found = tracker.experiment("a b")
+        assert (found.status, found.tags, found.config) == ("finished", ("gone", "ö"), {"lr": 0.1})
 
 
 def test_what_cannot_be_healed_is_out_of_the_way(root: Path, tmp_path: Path) -> None:
