@@ -104,6 +104,10 @@ class StoreError(CkptError, OSError):
     default_kind = "io"
 
 
+UNREADABLE = frozenset({"io", "not-a-file", "link"})
+"""Kinds of StoreError that are damage to one object, where the store is well otherwise."""
+
+
 class ObjectNotFoundError(StoreError, FileNotFoundError):
     """The store has no object under that key."""
 

@@ -19,7 +19,7 @@ from ckpt_core.pipeline.resolve import Mode
 from ckpt_core.pipeline.trust import Readable, trusted_manifest
 from ckpt_core.pipeline.workspace import Workspace
 from ckpt_core.repository import layout
-from ckpt_core.repository.transfer import chunks_of, transfer
+from ckpt_core.repository.transfer import chunks_of, reading, transfer
 from ckpt_core.repository.writer import Known
 from ckpt_core.stores import Store
 
@@ -54,10 +54,10 @@ def copy_checkpoints(
     """Copies checkpoints between two stores: those that references name, those of an `experiment`, or all.
 
     They keep their ids, steps, metrics, tags, pins and metric series; what their attempts told and the tags of their
-    experiments come along. What the target has does not travel, so a copy
-    that was interrupted goes on where it was. A target that is not there is made as the source was; one with another
-    `chunk_bytes` or `digest` gets its own chunks. Every byte is checked as it is read. Damaged checkpoints are left
-    out, and told. Raises NotFoundError, UsageError (the two are one store), StoreError.
+    experiments come along. What the target has does not travel, so a copy that was interrupted goes on where it was.
+    A target that is not there is made as the source was; one with another `chunk_bytes` or `digest` gets its own
+    chunks. Every byte is checked as it is read. Checkpoints that are damaged, or of which something cannot be read,
+    are left out, and told. Raises NotFoundError, UsageError (the two are one store), StoreError.
     """
     origin = Workspace.open(source)
     try:
@@ -159,7 +159,8 @@ def _copy(
     known: dict[str, Known],
     advance: Callable[[int], object],
 ) -> Checkpoint:
-    manifest = trusted_manifest(origin.repository, checkpoint)
+    with reading(origin.repository):
+        manifest = trusted_manifest(origin.repository, checkpoint)
     committed = transfer(origin.repository, manifest, there.repository, known, advance)
     known |= chunks_of(committed.manifest)
     made = committed.checkpoint()

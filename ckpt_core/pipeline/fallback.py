@@ -9,7 +9,15 @@ from itertools import chain
 from typing import Any
 
 from ckpt_core.backends import StorageBackend
-from ckpt_core.errors import CkptError, CorruptionError, NotFoundError, SignatureError, StoreError, UsageError
+from ckpt_core.errors import (
+    UNREADABLE,
+    CkptError,
+    CorruptionError,
+    NotFoundError,
+    SignatureError,
+    StoreError,
+    UsageError,
+)
 from ckpt_core.hooks import HookContext, HookEvent, HookManager, HookOutcome
 from ckpt_core.model import Checkpoint
 from ckpt_core.pipeline.loading import load_state
@@ -22,7 +30,6 @@ from ckpt_core.tree import registry
 __all__ = ["LoadRequest", "StateLoader"]
 
 _log = logging.getLogger("ckpt_core.load")
-_UNREADABLE = frozenset({"io", "not-a-file", "link"})  # kinds of StoreError that are damage to one object
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +121,7 @@ class StateLoader:
     def _passes_over(self, checkpoint: Checkpoint, error: CkptError) -> bool:
         """Whether another checkpoint may be loaded in place of this one; if it is damaged, that is told."""
         if isinstance(error, StoreError):
-            damage = error.kind in _UNREADABLE
+            damage = error.kind in UNREADABLE
         else:
             damage = isinstance(error, (CorruptionError, SignatureError))
         if not damage and not (

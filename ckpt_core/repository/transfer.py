@@ -8,13 +8,13 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 
 import msgspec
 import numpy as np
 
-from ckpt_core.errors import CkptError, ObjectExistsError, StoreError
+from ckpt_core.errors import UNREADABLE, CkptError, CorruptionError, ObjectExistsError, StoreError
 from ckpt_core.format.documents import Manifest, PackRecord
 from ckpt_core.format.hashing import digest_of
 from ckpt_core.format.header import read_header
@@ -29,7 +29,7 @@ from ckpt_core.repository.writer import MAX_PACKS, Known, Part, Place, assembled
 from ckpt_core.stores import ObjectWriter
 from ckpt_core.tree import dtypes, tensor_paths
 
-__all__ = ["chunks_of", "transfer"]
+__all__ = ["chunks_of", "reading", "transfer"]
 
 _TRIES = 3
 _NOTHING: Buffer = np.empty(0, np.uint8)
@@ -46,6 +46,19 @@ def chunks_of(manifest: Manifest) -> dict[str, Known]:
     }
 
 
+@contextmanager
+def reading(source: Repository) -> Iterator[None]:
+    """Turns an input/output error on one object of the source into a CorruptionError. Raises StoreError where the
+    source does not answer at all: then nothing else can be copied either."""
+    try:
+        yield
+    except StoreError as error:
+        if error.kind not in UNREADABLE:
+            raise
+        source.store.get(layout.STORE_DOCUMENT, limit=layout.DOCUMENT_LIMIT)
+        raise CorruptionError(f"it cannot be read: {error}", kind="unreadable", **error.facts) from error
+
+
 def transfer(
     source: Repository,
     manifest: Manifest,
@@ -56,7 +69,8 @@ def transfer(
     """Makes a checkpoint of `source` one of `target`, under its own id. Durable on return.
 
     `known`: chunks that stand in the target. `progress` is told the bytes of each chunk that is done. Interrupted, it
-    leaves packs that the next one goes on with. Raises CorruptionError where the source is damaged, StoreError.
+    leaves packs that the next one goes on with. Raises CorruptionError where the source is damaged or one of its packs
+    cannot be read, StoreError.
     """
     key = layout.manifest_key(manifest.experiment, manifest.step, manifest.id)
     for _ in range(_TRIES):
@@ -192,7 +206,8 @@ def _write(
                 digest = shard.chunks[number].digest if same else ""
                 found = known.get(digest)
                 if found is None:
-                    data = reader.read_range(index, begin, end)
+                    with reading(source):
+                        data = reader.read_range(index, begin, end)
                     piece = Piece(paths[index], specs[index], begin, data)
                     digest = digest or digest_of(data, document.digest)
                     found = known.get(digest)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ckpt_core import CheckpointManager, NotFoundError, UsageError, copy_checkpoints
+from ckpt_core import CheckpointManager, NotFoundError, StoreError, UsageError, copy_checkpoints
 from ckpt_core.maintenance.verify import verify
 from ckpt_core.repository import Repository, layout, transfer
 from ckpt_core.stores import LocalStore, MemoryStore, Store
@@ -168,6 +168,43 @@ def test_damage_does_not_travel(tmp_path: Path) -> None:
     assert verify(Repository.open(there)).ok
     with CheckpointManager(there, experiment="digits") as manager, pytest.raises(NotFoundError):
         manager.resolve(name)
+
+
+def test_what_cannot_be_read_is_left_out() -> None:
+    inner, there = filled(MemoryStore()), MemoryStore()
+    with CheckpointManager(inner, experiment="digits") as manager:
+        hurt = manager.resolve("t2").id
+    here = ScriptedStore(inner)
+
+    def fail(operation: str, key: str, when: str) -> None:
+        if operation.startswith("read") and key.startswith(layout.PACKS) and hurt in key:
+            raise StoreError("input/output error", kind="io", key=key)
+
+    here.script = fail
+    done = copy_checkpoints(here, there)
+    assert [each.step for each in done.checkpoints] == [1, 3]
+    ((name, reason),) = done.failed
+    assert (name, reason) == (hurt, "it cannot be read: input/output error")
+    assert verify(Repository.open(there)).ok
+    here.script = None
+    assert [each.step for each in copy_checkpoints(here, there).checkpoints] == [2]
+    check(inner, there, range(1, 4))
+
+
+def test_a_source_out_of_reach_ends_the_copy() -> None:
+    here, there = ScriptedStore(filled(MemoryStore())), MemoryStore()
+    begun = False
+
+    def fail(operation: str, key: str, when: str) -> None:
+        nonlocal begun
+        begun = begun or (operation.startswith("read") and key.startswith(layout.PACKS))
+        if begun:
+            raise StoreError(f"the disk is gone: {key}", kind="io", key=key)
+
+    here.script = fail
+    with pytest.raises(StoreError, match="gone: store.json"):
+        copy_checkpoints(here, there)
+    assert list(Repository.open(there).manifest_keys()) == []
 
 
 @pytest.mark.parametrize("step", [1, 2])
