@@ -111,6 +111,43 @@ class MigrationsContract:
             assert everything(catalog) == before
             assert catalog.verify_audit() is None
 
+    @pytest.mark.parametrize(
+        "last",
+        [
+            "DROP TABLE listings",
+            "CREATE INDEX ix_checkpoints_created",
+            "DROP TABLE stores",
+            "CREATE TABLE listings",
+        ],
+    )
+    def test_a_way_back_that_was_interrupted_is_finished_by_the_next(
+        self, fresh: str, database: Database, last: str
+    ) -> None:
+        with Catalog.open(fresh) as catalog:
+            fill(catalog)
+        migrate.take_back(database, "0003")
+        with Catalog.open(fresh, store="01STORE") as catalog:
+            before = everything(catalog)
+        migrate.take_back(database, "0003")
+        done = False
+
+        def interrupt(_c: Any, _u: Any, statement: str, _p: Any, _x: Any, _m: bool) -> None:
+            nonlocal done
+            if done and not statement.startswith("SELECT"):
+                raise ZeroDivisionError("the power went")
+            done = " ".join(statement.split()).startswith(last)
+
+        event.listen(database.engine, "before_cursor_execute", interrupt)
+        with pytest.raises(CatalogError, match="the power went"):
+            migrate.take_back(database, "0002")
+        event.remove(database.engine, "before_cursor_execute", interrupt)
+        migrate.take_back(database, "0002")
+        with database.reading() as connection:
+            assert connection.scalar(text("SELECT version_num FROM catalog_version")) == "0002"
+        with Catalog.open(fresh, store="01STORE") as catalog:
+            assert everything(catalog) == before
+            assert catalog.verify_audit() is None
+
     @pytest.mark.parametrize("after", [1, 9])
     def test_a_catalog_whose_making_was_interrupted_is_made(
         self, fresh: str, database: Database, after: int
