@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ckpt_core.configuration import Condition
 from ckpt_core.maintenance.experiments import synchronise_experiments
 from ckpt_core.maintenance.reindex import synchronise_series
-from ckpt_core.model import AttemptFacts, ExperimentFacts
+from ckpt_core.model import AttemptFacts, Checkpoint, ExperimentFacts, ExperimentSummary
 from ckpt_core.pipeline.index import Index, unless_read_only
 from ckpt_core.repository import ExperimentRecords, MetricSegments, Repository
 
@@ -43,6 +43,12 @@ class ExperimentIndex:
         found = self._index.consult(known)
         return self._by_store(name) if found is None else found
 
+    def summaries(self) -> list[ExperimentSummary]:
+        """What the checkpoints of each experiment come to, by name. While the catalog is away: of those that have
+        any."""
+        found = self._index.consult(lambda catalog: catalog.experiments())
+        return _by_checkpoints(self._index.checkpoints()) if found is None else found
+
     def series(self, experiment: str) -> Catalog | None:
         """The catalog, with every metric segment of an experiment in it; None while it is away."""
 
@@ -69,3 +75,22 @@ class ExperimentIndex:
             )
             for each in sorted(found.keys() | attempts.keys())
         ]
+
+
+def _by_checkpoints(checkpoints: Sequence[Checkpoint]) -> list[ExperimentSummary]:
+    groups: dict[str, list[Checkpoint]] = {}
+    for checkpoint in checkpoints:
+        groups.setdefault(checkpoint.experiment, []).append(checkpoint)
+    return [
+        ExperimentSummary(
+            name=name,
+            checkpoints=len(group),
+            attempts=len({c.attempt.id for c in group}),
+            first_at=min(c.created_at for c in group),
+            last_at=max(c.created_at for c in group),
+            last_step=max(group, key=lambda c: c.order).step,
+            logical_bytes=sum(c.logical_bytes for c in group),
+            written_bytes=sum(c.written_bytes for c in group),
+        )
+        for name, group in sorted(groups.items())
+    ]

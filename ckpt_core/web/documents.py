@@ -4,18 +4,22 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from dataclasses import asdict
+from datetime import datetime
+from typing import Annotated, Any, Literal
 
 from fastapi import Path as InPath
 from pydantic import BaseModel, Field
 
 from ckpt_core import clock
 from ckpt_core.model import Checkpoint, ExperimentSummary
+from ckpt_core.tracker.views import Experiment, Parent, Status
 
 __all__ = [
-    "CheckpointDocument", "CheckpointPage", "DecisionDocument", "DiffDocument", "ExperimentDocument", "ExperimentPage",
-    "Id", "LeafDocument", "LeafPage", "MetricNames", "PointDocument", "PointPage", "RetentionDocument", "StoreInfo",
-    "TagName", "VerifyDocument", "checkpoint_document", "experiment_document", "number", "plain_json",
+    "AttemptDocument", "CheckpointDocument", "CheckpointPage", "DecisionDocument", "DiffDocument",
+    "ExperimentDetail", "ExperimentDocument", "ExperimentPage", "Id", "LeafDocument", "LeafPage", "MetricNames",
+    "ParentDocument", "PointDocument", "PointPage", "RetentionDocument", "StoreInfo", "TagName",
+    "VerifyDocument", "checkpoint_document", "experiment_detail", "experiment_document", "number", "plain_json",
 ]  # fmt: skip
 
 Id = Annotated[
@@ -35,6 +39,8 @@ class StoreInfo(BaseModel):
 
 class ExperimentDocument(BaseModel):
     name: str
+    status: Status
+    tags: list[str]
     checkpoints: int
     attempts: int
     first_at: str | None
@@ -47,6 +53,41 @@ class ExperimentDocument(BaseModel):
 class ExperimentPage(BaseModel):
     items: list[ExperimentDocument]
     next: str | None
+
+
+class ParentDocument(BaseModel):
+    relation: Literal["resumed", "fine-tuned"]
+    experiment: str | None
+    checkpoint: str
+    step: int | None
+
+
+class AttemptDocument(BaseModel):
+    number: int
+    id: str
+    lineage: str
+    status: Status
+    reason: str
+    started_at: str | None
+    ended_at: str | None
+    parent: ParentDocument | None
+    config: dict[str, Any] | None = Field(description="null where the attempt recorded none.")
+    environment: dict[str, Any]
+
+
+class ExperimentDetail(BaseModel):
+    name: str
+    status: Status
+    reason: str
+    tags: list[str]
+    started_at: str | None
+    ended_at: str | None
+    parent: ParentDocument | None = Field(
+        description="The checkpoint of another experiment that it began from."
+    )
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    attempts: list[AttemptDocument] = Field(description="From the oldest to the newest.")
 
 
 class CheckpointDocument(BaseModel):
@@ -174,15 +215,55 @@ def checkpoint_document(checkpoint: Checkpoint) -> CheckpointDocument:
     )
 
 
-def experiment_document(found: ExperimentSummary) -> ExperimentDocument:
-    """An experiment in one row."""
+def experiment_document(found: Experiment, summary: ExperimentSummary | None) -> ExperimentDocument:
+    """An experiment in one row, with what its checkpoints come to."""
     return ExperimentDocument(
         name=found.name,
-        checkpoints=found.checkpoints,
-        attempts=found.attempts,
-        first_at=None if found.first_at is None else clock.to_text(found.first_at),
-        last_at=None if found.last_at is None else clock.to_text(found.last_at),
-        last_step=found.last_step,
-        logical_bytes=found.logical_bytes,
-        written_bytes=found.written_bytes,
+        status=found.status,
+        tags=list(found.tags),
+        checkpoints=summary.checkpoints if summary else 0,
+        attempts=len(found.attempts),
+        first_at=_moment(summary.first_at if summary else None),
+        last_at=_moment(summary.last_at if summary else None),
+        last_step=summary.last_step if summary else None,
+        logical_bytes=summary.logical_bytes if summary else 0,
+        written_bytes=summary.written_bytes if summary else 0,
     )
+
+
+def experiment_detail(found: Experiment) -> ExperimentDetail:
+    """All that is known of an experiment besides its checkpoints and metrics."""
+    return ExperimentDetail(
+        name=found.name,
+        status=found.status,
+        reason=found.reason,
+        tags=list(found.tags),
+        started_at=_moment(found.started_at),
+        ended_at=_moment(found.ended_at),
+        parent=_parent(found.parent),
+        config=plain_json(dict(found.config)),
+        environment=plain_json(dict(found.environment)),
+        attempts=[
+            AttemptDocument(
+                number=each.number,
+                id=each.id,
+                lineage=each.lineage,
+                status=each.status,
+                reason=each.reason,
+                started_at=_moment(each.started_at),
+                ended_at=_moment(each.ended_at),
+                parent=_parent(each.parent),
+                config=None if each.config is None else plain_json(dict(each.config)),
+                environment=plain_json(dict(each.environment)),
+            )
+            for each in found.attempts
+        ],
+    )
+
+
+def _parent(parent: Parent | None) -> ParentDocument | None:
+    return None if parent is None else ParentDocument(**asdict(parent))
+
+
+def _moment(moment: datetime | None) -> str | None:
+    return None if moment is None else clock.to_text(moment)

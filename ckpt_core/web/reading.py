@@ -6,6 +6,8 @@ from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
+from fastapi import Path as InPath
+from pydantic import Field
 from starlette.responses import Response
 
 from ckpt_core import clock
@@ -26,6 +28,7 @@ from ckpt_core.policies import (
     decide_lineages,
 )
 from ckpt_core.tracker.experiments import ExperimentTracker
+from ckpt_core.tracker.views import Status
 from ckpt_core.tree import dtypes
 from ckpt_core.web import documents as say
 from ckpt_core.web.base import BaseAPI
@@ -35,6 +38,7 @@ from ckpt_core.web.paging import Cursor, Limit, page
 __all__ = ["ReadingAPI"]
 
 Name = Annotated[str, Query(min_length=1, max_length=255)]
+OneName = Annotated[str, Field(min_length=1, max_length=255)]
 OptionalName = Annotated[str | None, Query(min_length=1, max_length=255)]
 Mode = Literal["min", "max"]
 Count = Annotated[int | None, Query(ge=1, le=1_000_000)]
@@ -57,6 +61,7 @@ class ReadingAPI(BaseAPI):
         for path, endpoint in (
             ("/store", self.store),
             ("/experiments", self.experiments),
+            ("/experiments/{name}", self.experiment),
             ("/metrics", self.metrics),
             ("/series", self.series),
             ("/checkpoints", self.checkpoints),
@@ -82,13 +87,26 @@ class ReadingAPI(BaseAPI):
             parts=self._parts,
         )
 
-    def experiments(self, cursor: Cursor = None, limit: Limit = 100) -> say.ExperimentPage:
-        """Every experiment that has checkpoints, by name."""
-        index = self.workspace.index
-        index.synchronise()
-        found = index.catalog().experiments()
+    def experiments(
+        self,
+        tag: Annotated[list[OneName] | None, Query(max_length=100)] = None,
+        status: Status | None = None,
+        config: Annotated[list[OneName] | None, Query(max_length=100)] = None,
+        cursor: Cursor = None,
+        limit: Limit = 100,
+    ) -> say.ExperimentPage:
+        """Every experiment, by name; or those that bear all these tags, whose newest attempt has this status, and that
+        are configured so (`config=optimizer.lr>=0.01`; also with `=`, `!=`, `<`, `<=`, `>`)."""
+        found = self._tracker.experiments(tags=tag or (), status=status, config=config or ())
+        holds = {summary.name: summary for summary in self.workspace.facts.summaries()}
         items, following = page(found, lambda each: [each.name], cursor, limit)
-        return say.ExperimentPage(items=[say.experiment_document(each) for each in items], next=following)
+        return say.ExperimentPage(
+            items=[say.experiment_document(each, holds.get(each.name)) for each in items], next=following
+        )
+
+    def experiment(self, name: Annotated[str, InPath(max_length=255)]) -> say.ExperimentDetail:
+        """One experiment: its configuration, where it ran, what it began from, and how each attempt ended."""
+        return say.experiment_detail(self._tracker.experiment(name))
 
     def metrics(self, experiment: Name) -> say.MetricNames:
         """The names of the metrics of an experiment: those it logged, and those of its checkpoints."""

@@ -12,7 +12,7 @@ from ckpt_core.errors import UsageError
 
 if TYPE_CHECKING:
     from ckpt_core.cli.output import Output
-    from ckpt_core.model import Checkpoint, ExperimentSummary
+    from ckpt_core.model import ExperimentSummary
     from ckpt_core.tracker.comparison import Comparison, Row
     from ckpt_core.tracker.experiments import ExperimentTracker
     from ckpt_core.tracker.views import Experiment
@@ -99,7 +99,7 @@ def _list(
     call: Call, tracker: ExperimentTracker, tags: tuple[str, ...], status: str | None, config: tuple[str, ...]
 ) -> None:
     found = tracker.experiments(tags=tags, status=status, config=config)
-    holds = {summary.name: summary for summary in _summaries(call)}
+    holds = {summary.name: summary for summary in call.workspace.facts.summaries()}
     call.answer(
         "experiments",
         lambda: {"experiments": [_summary(each, holds.get(each.name)) for each in found]},
@@ -108,38 +108,6 @@ def _list(
         ),
         quiet=[each.name for each in found],
     )
-
-
-def _summaries(call: Call) -> list[ExperimentSummary]:
-    from ckpt_core.errors import CatalogError, FormatError
-
-    index = call.workspace.index
-    try:
-        return index.catalog().experiments()
-    except (CatalogError, FormatError):
-        return _from_checkpoints(index.checkpoints())
-
-
-def _from_checkpoints(checkpoints: list[Checkpoint]) -> list[ExperimentSummary]:
-    """Without a catalog: all but experiments of which every checkpoint was forgotten."""
-    from ckpt_core.model import ExperimentSummary
-
-    groups: dict[str, list[Checkpoint]] = {}
-    for checkpoint in checkpoints:
-        groups.setdefault(checkpoint.experiment, []).append(checkpoint)
-    return [
-        ExperimentSummary(
-            name=name,
-            checkpoints=len(group),
-            attempts=len({c.attempt.id for c in group}),
-            first_at=min(c.created_at for c in group),
-            last_at=max(c.created_at for c in group),
-            last_step=max(group, key=lambda c: c.order).step,
-            logical_bytes=sum(c.logical_bytes for c in group),
-            written_bytes=sum(c.written_bytes for c in group),
-        )
-        for name, group in sorted(groups.items())
-    ]
 
 
 def _summary(each: Experiment, summary: ExperimentSummary | None) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ckpt_core.web.base import installed
 from contract.web_case import NAME, client_of, fill, state
 
 
-def get(api: TestClient, path: str, status: int = 200, **query: Any) -> Any:
+def get(api: TestClient, path: str, status: int = 200, /, **query: Any) -> Any:
     answer = api.get(f"/api/v1{path}", params=query)
     assert answer.status_code == status, answer.text
     return answer.json()
@@ -66,6 +66,61 @@ def test_metric_series(api: TestClient) -> None:
     second = get(api, "/series", experiment="digits", name="train", cursor=first["next"])
     assert [each["step"] for each in first["items"] + second["items"]] == [1, 2, 3, 4, 5, 6, 7]
     assert get(api, "/metrics", 404, experiment="nobody")["kind"] == "experiment"
+
+
+def test_what_is_known_of_an_experiment(tmp_path: Path) -> None:
+    config = {"optimizer": {"lr": 0.1}}
+    with CheckpointManager(tmp_path, experiment="base") as manager:
+        first = manager.save({"w": np.ones(3)}, step=1, wait=True).result()
+    with (
+        pytest.raises(ZeroDivisionError),
+        CheckpointManager(tmp_path, experiment="tuned", config=config) as manager,
+    ):
+        manager.save(manager.load("base@latest"), step=2, wait=True)
+        manager.tracker.tag("tuned", "good")
+        1 / 0  # noqa: B018
+    with (
+        CheckpointManager(tmp_path, experiment="tuned") as manager,
+        closing(Workspace.open(tmp_path)) as workspace,
+    ):
+        manager.begin_attempt()
+        api = client_of(workspace)
+        found = get(api, "/experiments/tuned")
+        assert (found["name"], found["status"], found["tags"]) == ("tuned", "running", ["good"])
+        assert found["config"] == {"optimizer": {"lr": 0.1}}
+        assert found["environment"]["python"] == manager.tracker.experiment("tuned").environment["python"]
+        failed, running = found["attempts"]
+        assert (failed["number"], failed["status"], failed["reason"]) == (
+            1,
+            "failed",
+            "ZeroDivisionError: division by zero",
+        )
+        assert failed["started_at"] < failed["ended_at"] < running["started_at"]
+        assert (running["status"], running["ended_at"], running["config"]) == ("running", None, None)
+        parent = {"relation": "fine-tuned", "experiment": "base", "checkpoint": first.id, "step": 1}
+        assert failed["parent"] == parent
+        rows = get(api, "/experiments")["items"]
+        told = [(each["name"], each["status"], each["checkpoints"], each["attempts"]) for each in rows]
+        assert told == [("base", "finished", 1, 1), ("tuned", "running", 1, 2)]
+        for asked in ({"tag": "good"}, {"status": "running"}, {"config": "optimizer.lr>=0.1"}):
+            assert [each["name"] for each in get(api, "/experiments", **asked)["items"]] == ["tuned"], asked
+        assert get(api, "/experiments", 422, status="asleep")["kind"] == "validation"
+        assert get(api, "/experiments", 400, config="lr")["status"] == 400
+        assert "'base'" in get(api, "/experiments/bas", 404)["detail"]
+
+
+def test_without_a_catalog_the_store_answers(tmp_path: Path) -> None:
+    fill(tmp_path / "store")
+    (tmp_path / "store" / "catalog.db").unlink()
+    (tmp_path / "store" / "catalog.db").mkdir()
+    with closing(Workspace.open(tmp_path / "store")) as workspace:
+        api = client_of(workspace)
+        rows = {each["name"]: each for each in get(api, "/experiments")["items"]}
+        assert (rows["digits"]["checkpoints"], rows["digits"]["last_step"]) == (7, 7)
+        assert rows[NAME]["checkpoints"] == 1
+        assert get(api, "/experiments/digits")["attempts"][0]["status"] == "finished"
+        assert get(api, "/metrics", experiment="digits")["items"] == ["loss", "train"]
+        assert len(get(api, "/series", experiment="digits", name="train")["items"]) == 7
 
 
 def test_metrics_of_an_experiment_that_saved_nothing(tmp_path: Path) -> None:

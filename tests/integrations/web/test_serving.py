@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ from ckpt_core import CheckpointManager, UsageError, Workspace
 from ckpt_core.web import serving as serving_module
 from ckpt_core.web.app import create_app
 from ckpt_core.web.serving import Server, token_file
-from contract.web_case import TOKEN, state
+from contract.web_case import NAME, TOKEN, state
 
 NOT_OURS = [checks.positive_data_acceptance]
 """No schema can say which texts are a cursor, or the name of what is there."""
@@ -66,6 +67,11 @@ def test_over_a_socket(server: Server, newest: str) -> None:
     caught.value.close()
     assert caught.value.code == 401
     assert "server" not in {name.lower() for name in caught.value.headers}
+
+
+def test_a_name_in_an_address(server: Server) -> None:
+    with ask(server, f"api/v1/experiments/{quote(NAME, safe='')}") as answer:
+        assert json.load(answer)["name"] == NAME
 
 
 def test_many_at_once(server: Server, newest: str) -> None:
