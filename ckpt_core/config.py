@@ -183,8 +183,12 @@ def _is_dirty() -> bool | None:
     """Whether files that git tracks differ from the commit; None where git does not say.
 
     Its exit code alone tells, so there is no pipe that a process which is forked at this moment could keep open.
+    Of the programs that the folder's configuration names, none is started but filters, without which files as those
+    of Git LFS would seem to differ.
     """
-    command = ["git", "diff", "--quiet", "HEAD", "--"]
+    command = [
+        "git", "-c", "core.fsmonitor=false", "diff", "--quiet", "--no-ext-diff", "--no-textconv", "HEAD", "--",
+    ]  # fmt: skip
     settings = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     nowhere = [
         (os.POSIX_SPAWN_OPEN, descriptor, os.devnull, os.O_RDWR, 0)

@@ -285,6 +285,25 @@ def test_the_commit_and_whether_it_is_what_runs(tmp_path: Path, monkeypatch: pyt
     assert "git_dirty" not in surroundings()
 
 
+def test_whether_it_is_what_runs_starts_nothing_that_the_folder_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    git(tmp_path, "init", "-q")
+    (tmp_path / "train.py").write_text("a")
+    (tmp_path / ".gitattributes").write_text("*.py diff=told\n")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "x")
+    (tmp_path / "train.py").write_text("b")
+    for name in ("core.fsmonitor", "diff.external", "diff.told.command", "diff.told.textconv"):
+        program = tmp_path / ".git" / name
+        program.write_text(f'#!/bin/sh\ntouch "{program}.ran"\n')
+        program.chmod(0o755)
+        git(tmp_path, "config", name, str(program))
+    assert surroundings()["git_dirty"] is True
+    assert not list((tmp_path / ".git").glob("*.ran"))
+
+
 def test_packages_and_hardware() -> None:
     found = surroundings()
     assert found["packages"]["numpy"] == __import__("numpy").__version__
