@@ -14,8 +14,8 @@ from __future__ import annotations
 import os
 import stat
 import tomllib
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -68,36 +68,37 @@ class HookFile:
         return [self.make(each) for each in self.hooks if each.enabled]
 
 
-def find_hook_file(beside: Path | None) -> Path | None:
+def find_hook_file(beside: Path | None) -> HookFile | None:
     """The file that holds here: what CKPT_CONFIG names, or `ckpt.toml` in the working directory, or in the folder
     `beside`, in which the store lies. Only the first of them counts; None where there is none.
 
-    Raises UsageError where CKPT_CONFIG names nothing, or what was found belongs to somebody else.
+    Raises UsageError where CKPT_CONFIG names nothing, where others than its owner could have written what was found,
+    and as `read_hook_file` does.
     """
     named = environment(VARIABLE)
     if named is not None:
-        path = Path(named)
-        if not _is_there(path):
+        if not _is_there(Path(named)):
             raise UsageError(
                 f"{VARIABLE} is {named!r}, and there is no such file: correct it, or unset it",
                 kind="config",
                 path=named,
             )
-        return path
+        return read_hook_file(Path(named))
     folders: list[Path] = []
     with suppress(OSError):  # the folder that this process works in was deleted
         folders.append(Path.cwd())
     if beside is not None:
         folders.append(beside)
     found = next((folder / FILE for folder in folders if _is_there(folder / FILE)), None)
-    if found is not None:
-        _check_owner(found)
-    return found
+    return None if found is None else read_hook_file(found, named=False)
 
 
-def read_hook_file(path: Path) -> HookFile:
-    """What a file says. Nothing is imported for it. Raises UsageError, which names the file, the key, what may be."""
-    document = _document(path)
+def read_hook_file(path: Path, *, named: bool = True) -> HookFile:
+    """What a file says. Nothing is imported for it. One that nobody has `named` must be ours.
+
+    Raises UsageError, which names the file, the key, what may be.
+    """
+    document = _document(path, named)
     for key in document:
         if key != "hooks":
             _refuse(path, shortened(key), "it is not known; a file may have [[hooks]] and nothing else")
@@ -124,13 +125,12 @@ def _entry(path: Path, number: int, table: Any) -> ConfiguredHook:
     return ConfiguredHook(number, use, options, enabled)
 
 
-def _document(path: Path) -> dict[str, Any]:
+def _document(path: Path, named: bool) -> dict[str, Any]:
     try:
-        mode = path.stat().st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISCHR(mode)):  # a pipe would be waited for; /dev/null is fine
-            _refuse(path, "", "it is no file")
-        with path.open("rb") as file:
-            data = file.read(_LARGEST + 1)
+        with _opened(path) as number:
+            _check(path, os.fstat(number), named)
+            with open(number, "rb", closefd=False) as file:
+                data = file.read(_LARGEST + 1)
     except OSError as error:
         raise UsageError(
             f"{path}: it cannot be read: {error.strerror or error}; correct its permissions, or name another file "
@@ -163,20 +163,36 @@ def _depth(value: Any) -> int:
     return depth
 
 
-def _check_owner(path: Path) -> None:
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # nobody may ever write to a pipe
     try:
-        found = path.stat()
-    except OSError:  # whoever reads it says why
+        yield number
+    finally:
+        os.close(number)
+
+
+def _check(path: Path, found: os.stat_result, named: bool) -> None:
+    """Of the file that is open: what is at its path may be another by now."""
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISCHR(found.st_mode)):  # /dev/null is fine
+        _refuse(path, "", "it is no file")
+    if named:
         return
-    strange = found.st_uid not in (os.geteuid(), 0)
-    if strange or found.st_mode & stat.S_IWOTH:
-        why = "belongs to another user" if strange else "can be changed by every user"
-        raise UsageError(
-            f"{path} {why}, and hooks may run commands: set its owner and mode right, or name it in {VARIABLE} if you "
-            f"trust it ({VARIABLE}=/dev/null leaves it alone)",
-            kind="config",
-            path=str(path),
-        )
+    if found.st_uid not in (os.geteuid(), 0):
+        why = "belongs to another user"
+    elif found.st_mode & stat.S_IWOTH:
+        why = "can be changed by every user"
+    elif found.st_mode & stat.S_IWGRP and found.st_gid != found.st_uid:
+        # A group of the same number was made for its user, who is alone in it.
+        why = "can be changed by a group"
+    else:
+        return
+    raise UsageError(
+        f"{path} {why}, and hooks may run commands: set its owner and mode right (chmod go-w), or name it in "
+        f"{VARIABLE} if you trust it ({VARIABLE}=/dev/null leaves it alone)",
+        kind="config",
+        path=str(path),
+    )
 
 
 def _is_there(path: Path) -> bool:

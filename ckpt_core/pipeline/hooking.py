@@ -30,14 +30,12 @@ def hook_file_for(store: Store, named: str | os.PathLike[str] | Literal[False] |
         return None
     if named is None:
         # Beside the store, not in it: what somebody hands over with a store must not run here.
-        path = find_hook_file(store.root.parent if isinstance(store, LocalStore) else None)
-    elif isinstance(named, (str, os.PathLike)):
-        path = Path(named)
-    else:
+        return find_hook_file(store.root.parent if isinstance(store, LocalStore) else None)
+    if not isinstance(named, (str, os.PathLike)):
         raise UsageError(
             f"hooks_file={named!r}: give the path of a ckpt.toml, or False for none", kind="option"
         )
-    return None if path is None else read_hook_file(path)
+    return read_hook_file(Path(named))
 
 
 def gather(

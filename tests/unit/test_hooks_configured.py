@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -131,7 +132,36 @@ def test_a_file_that_anybody_can_change_is_not_believed(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"can be changed by every user.*CKPT_CONFIG=/dev/null"):
         find_hook_file(None)
     monkeypatch.setenv("CKPT_CONFIG", str(path))  # whoever names it trusts it
-    assert find_hook_file(None) == path
+    assert find_hook_file(None).path == path
+
+
+def test_a_file_that_a_group_can_change_is_not_believed(tmp_path, monkeypatch):
+    path = file_with(tmp_path / "here", "theirs")
+    path.chmod(0o664)
+    there = list(path.stat())
+    monkeypatch.setattr(os, "fstat", lambda _: os.stat_result(there))
+    there[stat.ST_GID] = there[stat.ST_UID]  # as of a group that was made for the user
+    assert find_hook_file(None).path == path
+    there[stat.ST_GID] += 1
+    with pytest.raises(UsageError, match=r"can be changed by a group.*chmod go-w"):
+        find_hook_file(None)
+
+
+def test_the_file_that_is_read_is_the_one_that_was_checked(tmp_path, installed, monkeypatch):
+    path = file_with(tmp_path / "here", "mine")
+    theirs = file_with(tmp_path, "theirs")
+    theirs.chmod(0o666)
+    opened = os.open
+
+    def swapped(name, *arguments, **more):
+        if name == path:
+            theirs.replace(path)
+        return opened(name, *arguments, **more)
+
+    monkeypatch.setattr(os, "open", swapped)
+    with pytest.raises(UsageError, match="can be changed by every user"):
+        save(tmp_path / "s")
+    assert installed.said == []
 
 
 def test_a_file_of_somebody_else_is_not_believed(tmp_path, monkeypatch):

@@ -72,7 +72,7 @@ def hooks(call: Call, experiment: str | None) -> int:
 
 def _found(call: Call, experiment: str | None) -> tuple[HookFile | None, AuditEntry | None, str | None]:
     """The file that holds here, what the last run has written down, and why that cannot be told."""
-    from ckpt_core.hooks.configured import find_hook_file, read_hook_file
+    from ckpt_core.hooks.configured import find_hook_file
     from ckpt_core.pipeline.hooking import hook_file_for
 
     try:
@@ -80,8 +80,7 @@ def _found(call: Call, experiment: str | None) -> tuple[HookFile | None, AuditEn
     except NotFoundError as error:
         if error.kind != "store" or call.store is not None:
             raise
-        path = find_hook_file(None)  # without a store, of a run to come
-        return (read_hook_file(path) if path else None), None, None
+        return find_hook_file(None), None, None  # without a store, of a run to come
     file = hook_file_for(workspace.repository.store, None)
     try:
         trail = workspace.index.catalog().audit_log()
