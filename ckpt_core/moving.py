@@ -17,6 +17,7 @@ import numpy as np
 from ckpt_core.backends import StorageBackend, find_backend, guess_backend
 from ckpt_core.errors import CkptError, CorruptionError, FormatError, NotFoundError, StateError, UsageError
 from ckpt_core.format.documents import Manifest
+from ckpt_core.hooks import HookContext, HookEvent
 from ckpt_core.maintenance.leaves import branch
 from ckpt_core.manager import CheckpointManager
 from ckpt_core.model import Buffer, Checkpoint
@@ -141,6 +142,7 @@ def import_checkpoint(
     state = _load(_format(format, place), place)
     for name in reversed(under.strip("/").split("/") if under else ()):
         state = {name: state}
+    tagged = {tag: each for each in manager.checkpoints() for tag in each.tags} if tags else {}
     manager.begin_attempt()
     saved = manager.save(
         state,
@@ -154,17 +156,10 @@ def import_checkpoint(
     checkpoint = saved.result()
     if verify:
         try:
-            bad = _stored_otherwise(manager, checkpoint, state)
-        except CorruptionError:  # it has other bytes than when they were hashed
-            manager.forget(checkpoint.id)
+            _compare(manager, checkpoint, state, place)
+        except CkptError as error:
+            _take_back(manager, checkpoint, tagged, error)
             raise
-        if bad:
-            manager.forget(checkpoint.id)
-            raise CorruptionError(
-                f"{place} was not imported: {_some(bad)} changed while they were read",
-                kind="import",
-                paths=tuple(bad),
-            )
     return checkpoint
 
 
@@ -274,6 +269,46 @@ def _load(reader: StorageBackend, place: Path) -> Any:
             kind="format",
             path=str(place),
         ) from error
+
+
+def _compare(manager: CheckpointManager, checkpoint: Checkpoint, state: Any, place: Path) -> None:
+    """Raises CorruptionError where a checkpoint does not hold what its source does."""
+    try:
+        bad = _stored_otherwise(manager, checkpoint, state)
+    except CorruptionError as error:  # it has other bytes than when they were hashed
+        raise CorruptionError(
+            f"{place} was not imported, as it changed while it was read, or the store does not keep what is written: "
+            f"{error}",
+            kind="import",
+        ) from error
+    if bad:
+        raise CorruptionError(
+            f"{place} was not imported: {_some(bad)} changed while they were read",
+            kind="import",
+            paths=tuple(bad),
+        )
+
+
+def _take_back(
+    manager: CheckpointManager, checkpoint: Checkpoint, tagged: Mapping[str, Checkpoint], error: CkptError
+) -> None:
+    """Forgets what was not imported, and sets its tags back. No hook is asked, but all are told."""
+    try:
+        manager.workspace.forget([checkpoint])
+        for tag in checkpoint.tags:
+            if tag in tagged:
+                manager.workspace.tag(tagged[tag], tag)
+            else:
+                manager.workspace.untag(checkpoint.experiment, tag)
+        facts: dict[str, Any] = {
+            "experiment": checkpoint.experiment, "step": checkpoint.step, "attempt": checkpoint.attempt,
+            "checkpoint": checkpoint, "metrics": checkpoint.metrics, "reason": "import",
+        }  # fmt: skip
+        manager.hooks.fire(HookContext(HookEvent.AFTER_DELETE, **facts))
+    except CkptError as other:
+        error.add_note(
+            f"and {checkpoint.id}, which should not be, could not be taken back ({other}): `ckpt forget` it"
+        )
 
 
 def _stored_otherwise(manager: CheckpointManager, checkpoint: Checkpoint, state: Any) -> list[str]:

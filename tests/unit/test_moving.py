@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ckpt_core import (
     NotFoundError,
     StateError,
     StorageBackend,
+    StoreError,
     UsageError,
     export_checkpoint,
     import_checkpoint,
@@ -27,8 +28,10 @@ from ckpt_core import (
 )
 from ckpt_core.backends import finding
 from ckpt_core.backends.npz import NpzBackend
+from ckpt_core.hooks import HookEvent
 from ckpt_core.stores import MemoryStore
 from ckpt_core.testing import same_state
+from crash.wrappers import ScriptedStore
 
 TIED = np.arange(5.0)
 STATE: dict[str, Any] = {
@@ -158,18 +161,83 @@ def test_damage_leaves_nothing_behind(store_path: Path, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["store"]
 
 
-def test_a_source_that_changes_while_it_is_read_is_no_checkpoint(tmp_path: Path) -> None:
-    save_file({"w": np.zeros(1000)}, tmp_path / "x.safetensors")
+@pytest.fixture
+def meddled(tmp_path: Path) -> tuple[Path, Callable[[int, int], None]]:
+    """A source, and what changes it while it is being read."""
+    source = tmp_path / "x.safetensors"
+    save_file({"w": np.zeros(1000)}, source)
 
     def meddle(done: int, total: int) -> None:
-        with open(tmp_path / "x.safetensors", "r+b") as file:
+        with open(source, "r+b") as file:
             file.seek(-8, os.SEEK_END)
             file.write(b"\1" * 8)
 
+    return source, meddle
+
+
+Meddled = tuple[Path, Callable[[int, int], None]]
+
+
+def test_a_source_that_changes_while_it_is_read_is_no_checkpoint(meddled: Meddled) -> None:
+    source, meddle = meddled
     with CheckpointManager(MemoryStore(), experiment="x") as manager:
         with pytest.raises(CorruptionError):
-            import_checkpoint(manager, tmp_path / "x.safetensors", progress=meddle)
+            import_checkpoint(manager, source, progress=meddle)
         assert manager.checkpoints() == []
+
+
+def test_no_hook_keeps_an_import_that_is_not_what_the_source_holds(meddled: Meddled) -> None:
+    source, meddle = meddled
+    deleted: list[Any] = []
+    with CheckpointManager(MemoryStore(), experiment="x") as manager:
+        manager.hooks.register_hook(lambda context: context.veto("it stays"), HookEvent.BEFORE_DELETE)
+        manager.hooks.register_hook(
+            lambda context: deleted.append(context.checkpoint.tags), HookEvent.AFTER_DELETE
+        )
+        manager.save(STATE, step=1, tags=["v1", "v0"], wait=True)
+        with pytest.raises(CorruptionError):
+            import_checkpoint(manager, source, tags=["v1", "v2"], progress=meddle)
+        assert [each.step for each in manager.checkpoints()] == [1]
+        assert manager.resolve("v1").tags == ("v0", "v1"), "a tag stays where it was"
+        with pytest.raises(NotFoundError):
+            manager.resolve("v2")
+    assert deleted == [("v1", "v2")], "who heard of it hears that it has gone"
+
+
+def test_a_checkpoint_that_cannot_be_taken_back_is_named(meddled: Meddled) -> None:
+    source, meddle = meddled
+    store = ScriptedStore(MemoryStore())
+
+    def fail(operation: str, key: str, when: str) -> None:
+        if operation == "move":
+            raise StoreError("input/output error")
+
+    with CheckpointManager(store, experiment="x") as manager:
+        store.script = fail
+        with pytest.raises(CorruptionError) as caught:
+            import_checkpoint(manager, source, progress=meddle)
+        store.script = None
+        (left,) = manager.checkpoints()
+    (note,) = caught.value.__notes__
+    assert left.id in note
+    assert "ckpt forget" in note
+
+
+class Nothing:
+    """A policy that keeps nothing."""
+
+    def keep(self, checkpoints: Any, context: Any) -> dict[str, str]:
+        return {}
+
+    def describe(self, context: Any) -> str:
+        return "nothing"
+
+
+def test_retention_leaves_an_import_until_the_next_save(tmp_path: Path) -> None:
+    save_file({"w": np.zeros(1000)}, tmp_path / "x.safetensors")
+    with CheckpointManager(MemoryStore(), experiment="x", retention=[Nothing()]) as manager:
+        made = import_checkpoint(manager, tmp_path / "x.safetensors")
+        assert manager.checkpoints() == [made]
 
 
 @pytest.mark.parametrize(
