@@ -33,6 +33,8 @@ _TOLD = (
     HookEvent.PREEMPTED,
 )
 """What somebody who is not there wants to know of."""
+_GRACE = 1.0
+"""Seconds after which a request that ends by itself has done so."""
 _LOGGED = tuple(event for event in HookEvent if event not in (HookEvent.STEP_END, HookEvent.AFTER_STAGE))
 
 
@@ -42,8 +44,9 @@ class Webhook(BaseHook):
     `events` are those that one wants to know of when not there, unless you name others. `headers` may carry a token.
     `text` names a field that gets a sentence in words, which chat services ask for. A server that does not answer
     within `seconds`, or not with success, is a failure of the hook, and nothing more: it is logged by the server's
-    name only, as the rest of an address is often a secret. Redirects are not followed, for they would take the
-    headers along. Raises UsageError.
+    name only, as the rest of an address is often a secret. One whose answer never ends is left behind a second later
+    (`timeout`, unless you give one). Redirects are not followed, for they would take the headers along.
+    Raises UsageError.
     """
 
     events = _TOLD
@@ -69,6 +72,8 @@ class Webhook(BaseHook):
         self.server = server
         self.text = text
         self.seconds = _checked_seconds(seconds)
+        if self.timeout is None:  # `seconds` are those of each wait, and an answer may come byte by byte
+            self.timeout = self.seconds + _GRACE
         self._url = url
         self._headers = dict(headers or {})
 

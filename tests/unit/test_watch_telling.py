@@ -15,7 +15,16 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from ckpt_core import CheckpointManager, CkptError, HookContext, HookEvent, HookManager, UsageError
+from ckpt_core import (
+    BaseHook,
+    CheckpointManager,
+    CkptError,
+    HookContext,
+    HookEvent,
+    HookManager,
+    HookPriority,
+    UsageError,
+)
 from ckpt_core.watch import EventLog, RunCommand, UploadCheckpoints, Webhook
 
 SECRET = "s3cr3t"
@@ -49,6 +58,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *arguments):
         pass
+
+
+class Told(BaseHook):
+    """Another hook of the same queue."""
+
+    priority = HookPriority.BACKGROUND
+
+    def __init__(self, steps):
+        super().__init__()
+        self.steps = steps
+
+    def execute(self, context):
+        self.steps.append(context.step)
 
 
 @pytest.fixture
@@ -123,6 +145,33 @@ def test_an_answer_that_is_no_http_is_a_failure_too():
         with pytest.raises(CkptError, match="could not be reached"):
             Webhook(f"http://127.0.0.1:{nonsense.getsockname()[1]}/", seconds=30).execute(FAILED)
         thread.join()
+
+
+def test_an_answer_that_comes_byte_by_byte_does_not_hold_the_others_up():
+    over, told = threading.Event(), []
+    with socket.create_server(("127.0.0.1", 0)) as slow:
+
+        def answer():
+            connection, _ = slow.accept()
+            with connection:
+                connection.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+                while not over.wait(0.05):
+                    connection.sendall(b"x")
+                connection.sendall(b"\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        hook = Webhook(f"http://127.0.0.1:{slow.getsockname()[1]}/", seconds=0.2)
+        manager = HookManager([hook])
+        manager.register_hook(Told(told), HookEvent.SAVE_FAILED)
+        try:
+            manager.fire(FAILED)
+            assert manager.close(8)
+        finally:
+            over.set()
+            thread.join()
+    assert told == [FAILED.step]
+    assert manager.statistics()["Webhook"].timeouts == 1
 
 
 @pytest.mark.parametrize("url", [f"https://user:{SECRET}@example.org/", f"http://127.0.0.1:1/a {SECRET}"])
