@@ -51,7 +51,7 @@ def bring_up_to_date(
         return _change(database, connection, found, head, scripts)
 
 
-def take_back(database: Database, wanted: str, *, scripts: str = SCRIPTS) -> Path | None:
+def take_back(database: Database, wanted: str) -> Path | None:
     """Brings the tables back to an earlier revision, for an earlier version of ckpt-core; the backup made, if any.
 
     Raises UsageError for a revision that is none, CatalogError where the earlier one cannot hold what is there.
@@ -64,7 +64,7 @@ def take_back(database: Database, wanted: str, *, scripts: str = SCRIPTS) -> Pat
                 f"the catalog {database} is of revision {found}: there is no way back to {wanted!a}",
                 kind="revision",
             )
-        return None if found == wanted else _change(database, connection, found, wanted, scripts)
+        return None if found == wanted else _change(database, connection, found, wanted, SCRIPTS)
 
 
 def _change(database: Database, connection: Connection, found: str, wanted: str, scripts: str) -> Path | None:

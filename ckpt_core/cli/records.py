@@ -7,11 +7,10 @@ from itertools import pairwise
 from typing import Any
 
 from ckpt_core import clock
-from ckpt_core.cli.tables import Cell, Span
 from ckpt_core.cli.words import number
 from ckpt_core.model import Attempt, Checkpoint
 
-__all__ = ["attempt_record", "checkpoint_record", "marks", "metrics_text", "reference_to", "short_ids"]
+__all__ = ["attempt_record", "checkpoint_record", "marks", "metrics_text", "short_ids"]
 
 _SHORTEST = 10  # of a ULID these tell the millisecond
 
@@ -71,8 +70,3 @@ def metrics_text(checkpoint: Checkpoint, names: Sequence[str] | None = None) -> 
     """`val_loss=0.31 accuracy=0.9`."""
     chosen = checkpoint.metrics if names is None else [name for name in names if name in checkpoint.metrics]
     return " ".join(f"{name}={number(checkpoint.metrics[name])}" for name in chosen)
-
-
-def reference_to(checkpoint: Checkpoint) -> Cell:
-    """`digits step 100 (01J…)`, for sentences."""
-    return Span(f"{checkpoint.experiment} step {checkpoint.step} ({checkpoint.id})", "bold")

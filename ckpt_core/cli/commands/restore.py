@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
@@ -13,10 +13,9 @@ from ckpt_core.errors import UsageError
 
 if TYPE_CHECKING:
     from ckpt_core.format.documents import Manifest
-    from ckpt_core.model import Buffer, Checkpoint, TensorSpec
+    from ckpt_core.model import Checkpoint, TensorSpec
     from ckpt_core.repository import ChunkReader
 
-_PIECE = 8 << 20
 _FORMATS = {"torch": "pt", "numpy": "np", "tensorflow": "tf", "jax": "flax"}
 
 
@@ -165,20 +164,15 @@ def _write(
     progress: Callable[[int, int], None] | None,
 ) -> int:
     """Streams tensors (name: index and spec) into a safetensors file; returns its bytes. Each is checked as it is
-    read. A tensor of the name that the format keeps for itself gets another one."""
-    from ckpt_core.format.tensorfile import write_tensors
-    from ckpt_core.tree import dtypes
+    read."""
+    from ckpt_core.maintenance.plainfile import PlainFile
 
-    named = {("__metadata__[0]" if name == "__metadata__" else name): each for name, each in tensors.items()}
-
-    def pieces(name: str) -> Iterator[Buffer]:
-        index, spec = named[name]
-        size = dtypes.nbytes(spec)
-        for begin in range(0, size, _PIECE):
-            yield chunks.read_range(index, begin, min(begin + _PIECE, size))
-
-    specs = {name: spec for name, (_, spec) in named.items()}
-    return write_tensors(out, specs, pieces, metadata, progress=progress)
+    file, done = PlainFile(tensors, metadata), 0
+    for piece in file.read(chunks, 0, file.size):
+        done += out.write(piece)
+        if progress is not None:
+            progress(done, file.size)
+    return file.size
 
 
 def _state_document(checkpoint: Checkpoint, manifest: Manifest, include: tuple[str, ...]) -> dict[str, Any]:
