@@ -169,7 +169,7 @@ def _write(
 
     file, done = PlainFile(tensors, metadata), 0
     for piece in file.read(chunks, 0, file.size):
-        done += out.write(piece)
+        done += out.write(piece if isinstance(piece, bytes) else piece.data)
         if progress is not None:
             progress(done, file.size)
     return file.size
