@@ -11,17 +11,7 @@ from ckpt_core.cli.call import Call
 from ckpt_core.cli.listing import listed
 from ckpt_core.errors import NotFoundError, UsageError
 from ckpt_core.model import Attempt, Checkpoint, Decision
-from ckpt_core.policies import (
-    KeepBest,
-    KeepEvery,
-    KeepLast,
-    KeepSpaced,
-    KeepTagged,
-    KeepWithinBytes,
-    RetentionContext,
-    RetentionPolicy,
-    decide_lineages,
-)
+from ckpt_core.policies import RetentionContext, RetentionPolicy, asked_policies, decide_lineages
 
 __all__ = ["decide_all", "decide_named", "policies_from"]
 
@@ -30,28 +20,7 @@ _SHORTEST_PREFIX = 4
 
 def policies_from(call: Call, keep: Mapping[str, Any]) -> list[RetentionPolicy]:
     """The policies that the `--keep-…` options stand for. Raises UsageError."""
-    policies: list[RetentionPolicy] = []
-    if keep["keep_last"]:
-        policies.append(KeepLast(keep["keep_last"]))
-    if keep["keep_best"]:
-        if call.metric is None or not call.mode_given:
-            raise UsageError(
-                "--keep-best needs --metric NAME and --mode min|max: a guess could keep the worst",
-                kind="metric",
-            )
-        policies.append(KeepBest(keep["keep_best"], call.metric, call.mode))
-    if keep["keep_every_steps"]:
-        policies.append(KeepEvery(steps=keep["keep_every_steps"]))
-    if keep["keep_every_minutes"]:
-        policies.append(KeepEvery(minutes=keep["keep_every_minutes"]))
-    if keep["keep_tagged"]:
-        policies.append(KeepTagged(keep["keep_tagged"]))
-    spaced = {name: keep[f"keep_{name}"] or 0 for name in ("hourly", "daily", "weekly")}
-    if any(spaced.values()):
-        policies.append(KeepSpaced(**spaced))
-    if keep["keep_within"]:
-        policies.append(KeepWithinBytes(keep["keep_within"]))
-    return policies
+    return asked_policies(metric=call.metric, mode=call.mode if call.mode_given else None, **keep)
 
 
 def decide_all(call: Call, policies: Sequence[RetentionPolicy], experiments: Sequence[str]) -> list[Decision]:

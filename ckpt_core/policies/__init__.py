@@ -6,6 +6,7 @@ forgetting that of maintenance. `SavePolicyHook` carries a save policy to the tr
 
 from __future__ import annotations
 
+from ckpt_core.policies.asked import asked_policies
 from ckpt_core.policies.capacity import KeepWithinBytes, parse_bytes
 from ckpt_core.policies.learning_rate import OnLearningRateDrop
 from ckpt_core.policies.loss import OnLossSpike
@@ -64,6 +65,7 @@ __all__ = [
     "SavePolicy",
     "SavePolicyHook",
     "WithinOverhead",
+    "asked_policies",
     "decide",
     "decide_lineages",
     "parse_bytes",

@@ -63,7 +63,7 @@ class KeepEvery:
 
     def _stretch(self, moment: datetime) -> int:
         assert self.minutes is not None
-        return int(moment.timestamp() // (self.minutes * 60))
+        return int(moment.timestamp() // max(self.minutes * 60, 1e-6))  # moments are told to the microsecond
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,15 +18,7 @@ from ckpt_core.maintenance.difference import ABSENT, TensorChange, ValueChange, 
 from ckpt_core.maintenance.leaves import plain_leaves, tensor_specs
 from ckpt_core.model import Checkpoint
 from ckpt_core.pipeline.workspace import Workspace
-from ckpt_core.policies import (
-    KeepBest,
-    KeepEvery,
-    KeepLast,
-    KeepTagged,
-    RetentionContext,
-    RetentionPolicy,
-    decide_lineages,
-)
+from ckpt_core.policies import RetentionContext, asked_policies, decide_lineages
 from ckpt_core.tracker.experiments import ExperimentTracker
 from ckpt_core.tracker.views import Status
 from ckpt_core.tree import dtypes
@@ -222,26 +214,30 @@ class ReadingAPI(BaseAPI):
         metric: OptionalName = None,
         mode: Mode | None = None,
         keep_every_steps: Count = None,
+        keep_every_minutes: Annotated[float | None, Query(gt=0, le=1e9)] = None,
         keep_tagged: OptionalName = None,
+        keep_hourly: Count = None,
+        keep_daily: Count = None,
+        keep_weekly: Count = None,
+        keep_within: Annotated[str | None, Query(max_length=100)] = None,
     ) -> say.RetentionDocument:
-        """What retention policies would keep of an experiment and what not, each with its reasons. Changes nothing."""
-        policies: list[RetentionPolicy] = []
-        if keep_last is not None:
-            policies.append(KeepLast(keep_last))
-        if keep_best is not None:
-            if metric is None or mode is None:
-                raise UsageError(
-                    "keep_best needs metric= and mode=: a guess could keep the worst", kind="metric"
-                )
-            policies.append(KeepBest(keep_best, metric, mode))
-        if keep_every_steps is not None:
-            policies.append(KeepEvery(steps=keep_every_steps))
-        if keep_tagged is not None:
-            policies.append(KeepTagged(keep_tagged))
+        """What retention policies would keep of an experiment and what not, each with its reasons. Changes nothing.
+        They are those of `ckpt forget`: `keep_tagged` is a pattern (`*`: any tag), `keep_within` a size (`50 GB`)."""
+        policies = asked_policies(
+            keep_last=keep_last,
+            keep_best=keep_best,
+            metric=metric,
+            mode=mode,
+            keep_every_steps=keep_every_steps,
+            keep_every_minutes=keep_every_minutes,
+            keep_tagged=keep_tagged,
+            keep_hourly=keep_hourly,
+            keep_daily=keep_daily,
+            keep_weekly=keep_weekly,
+            keep_within=keep_within,
+        )
         if not policies:
-            raise UsageError(
-                "name a policy: keep_last=, keep_best=, keep_every_steps= or keep_tagged=", kind="option"
-            )
+            raise UsageError("name a policy, as keep_last=3: those of `ckpt forget`", kind="option")
         decisions = decide_lineages(policies, self._known(experiment), RetentionContext(clock.now()))
         return say.RetentionDocument(
             items=[

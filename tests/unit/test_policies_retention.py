@@ -152,6 +152,7 @@ def test_half_minutes():
     checkpoints = [made(second, at=NOW + timedelta(seconds=second)) for second in (0, 29, 30, 60)]
     assert kept(KeepEvery(minutes=0.5), checkpoints) == ["C0", "C30", "C60"]
     assert KeepEvery(minutes=0.5).describe(CONTEXT) == "every 0.5 minutes"
+    assert len(kept(KeepEvery(minutes=1e-320), checkpoints)) == len(checkpoints)
 
 
 def test_words_for_one_and_for_many():

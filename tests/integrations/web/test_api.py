@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import io
+import json
 import runpy
 import sys
 import types
@@ -12,11 +14,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click import Context
+from click.testing import CliRunner
 from safetensors.numpy import load as load_safetensors
 from starlette.testclient import TestClient
 
 from ckpt_core import BaseAPI, CheckpointManager, Workspace
+from ckpt_core.cli.program import program
 from ckpt_core.format.signing import TrustedKeys, new_key
+from ckpt_core.policies import asked_policies
 from ckpt_core.web.base import installed
 from contract.web_case import NAME, client_of, fill, state
 
@@ -172,6 +178,38 @@ def test_what_retention_would_do(api: TestClient) -> None:
     wrong = {"keep_best": 1, "metric": "los", "mode": "max"}  # keeps none: a typing error
     assert "it has loss" in get(api, "/retention", 404, experiment="digits", **wrong)["detail"]
     assert len(get(api, "/checkpoints", experiment="digits")["items"]) == 7
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"keep_last": 2}, {"keep_best": 1, "metric": "loss", "mode": "max"}, {"keep_every_steps": 3}, {"keep_every_minutes": 1e-320},
+     {"keep_every_minutes": 1e9}, {"keep_tagged": "t[34]"}, {"keep_hourly": 1}, {"keep_daily": 2}, {"keep_weekly": 1},
+     {"keep_within": "200 kB"}, {"keep_hourly": 1, "keep_weekly": 4, "keep_last": 1}],
+    ids=lambda asked: " ".join(asked),
+)  # fmt: skip
+def test_retention_is_previewed_as_the_command_decides(
+    api: TestClient, root: Path, asked: dict[str, Any]
+) -> None:
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in asked.items()]
+    line = ["forget", "--store", str(root), "-e", "digits", "--dry-run", "--json", *options]
+    answer = CliRunner().invoke(program, line)
+    decided = json.loads(answer.stdout)["data"]["decisions"]
+    found = get(api, "/retention", experiment="digits", **asked)["items"]
+    assert len(found) == 7
+    assert [(each["checkpoint"]["id"], each["keep"], each["reasons"]) for each in found] == [
+        (each["checkpoint"]["id"], each["keep"], each["reasons"]) for each in decided
+    ]
+
+
+def test_the_preview_has_every_policy_of_the_command(api: TestClient) -> None:
+    (operation,) = get(api, "/openapi.json")["paths"]["/api/v1/retention"].values()
+    previewed = {each["name"] for each in operation["parameters"]}
+    command = program.get_command(Context(program), "forget")
+    assert command is not None
+    options = {each.name for each in command.params if str(each.name).startswith("keep_")}
+    assert previewed == options | {"experiment", "metric", "mode"} > {"experiment"}
+    assert previewed - {"experiment"} == set(inspect.signature(asked_policies).parameters)
+    assert get(api, "/retention", 400, experiment="digits", keep_within="many")["kind"] == "size"
 
 
 # -- bytes ----------------------------------------------------------------------------------------
