@@ -16,7 +16,7 @@ import numpy as np
 from ckpt_core.errors import UsageError
 from ckpt_core.hooks import HookOptions
 from ckpt_core.watch.earlier import EarlierTensor
-from ckpt_core.watch.pieces import PIECE, Array, as_floats, is_numeric, ranges, square_sum
+from ckpt_core.watch.pieces import PIECE, Array, as_floats, is_real, ranges, square_sum
 from ckpt_core.watch.watcher import Action, Sight, TensorWatcher, check_limit
 
 __all__ = ["Grid", "GridMonitor", "measure_grid"]
@@ -240,7 +240,7 @@ class GridMonitor(TensorWatcher):
         self.fixed = fixed
 
     def suits(self, path: str, values: Array) -> bool:
-        fits = values.ndim > 0 and is_numeric(values) and values.dtype.kind != "c"
+        fits = values.ndim > 0 and is_real(values)
         if not fits and path in self._chosen.patterns:
             raise UsageError(
                 f"{path} of shape {list(values.shape)} and dtype {values.dtype} is no grid of real numbers",

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ckpt_core.tree import dtypes
 
-__all__ = ["PIECE", "Array", "as_floats", "is_numeric", "ranges", "square_sum"]
+__all__ = ["PIECE", "Array", "as_floats", "is_numeric", "is_real", "ranges", "square_sum"]
 
 Array = npt.NDArray[Any]
 
@@ -24,8 +24,12 @@ PIECE = 1 << 18
 
 def is_numeric(values: Array) -> bool:
     """Whether it holds floating-point numbers, real or complex, of whatever width."""
-    name = dtypes.name_of_numpy(values.dtype)
-    return name is not None and dtypes.family(name) in ("float", "complex")
+    return _family(values) in ("float", "complex")
+
+
+def is_real(values: Array) -> bool:
+    """Whether it holds floating-point numbers, and no complex ones."""
+    return _family(values) == "float"
 
 
 def ranges(size: int, multiple: int = 1) -> Iterator[tuple[int, int]]:
@@ -51,8 +55,9 @@ def as_floats(values: Array) -> Array:
         return values
     if dtype.kind == "c":
         return as_floats(values.view(f"{dtype.byteorder}f{dtype.itemsize // 2}"))
-    if dtype.name == "complex32":
-        return as_floats(values.view(np.float16))
+    if dtype.name in ("complex32", "bcomplex32"):
+        part = np.float16 if dtype.name == "complex32" else dtypes.numpy_dtype("BF16")
+        return as_floats(values.view(part))
     if dtype.itemsize == 1 and dtype.kind not in "biu":
         return _table(dtype).take(values.view(np.uint8))  # casting float8 itself takes five times as long
     return values.astype(np.float32 if dtype.itemsize <= 2 else np.float64)
@@ -61,6 +66,11 @@ def as_floats(values: Array) -> Array:
 def square_sum(values: Array) -> float:
     """The sum of the squares of real numbers. Not finite where one of them is not, or where it overflows."""
     return float(np.dot(values, values))
+
+
+def _family(values: Array) -> str | None:
+    name = dtypes.name_of_numpy(values.dtype)
+    return None if name is None else dtypes.family(name)
 
 
 @lru_cache(16)

@@ -15,7 +15,7 @@ from ckpt_core.errors import UsageError
 from ckpt_core.hooks import HookOptions
 from ckpt_core.tree import dtypes
 from ckpt_core.watch.earlier import EarlierTensor
-from ckpt_core.watch.pieces import Array, as_floats, is_numeric, ranges
+from ckpt_core.watch.pieces import Array, as_floats, is_real, ranges
 from ckpt_core.watch.watcher import Action, Sight, TensorWatcher, check_limit
 
 __all__ = ["Order", "QuaternionCheck", "Quaternions", "measure_quaternions"]
@@ -166,7 +166,7 @@ class QuaternionCheck(TensorWatcher):
         self.max_drift = max_drift
 
     def suits(self, path: str, values: Array) -> bool:
-        fits = values.ndim > 0 and values.shape[-1] == 4 and is_numeric(values) and values.dtype.kind != "c"
+        fits = values.ndim > 0 and values.shape[-1] == 4 and is_real(values)
         if not fits and path in self._chosen.patterns:
             raise UsageError(
                 f"{path} of shape {list(values.shape)} and dtype {values.dtype} holds no quaternions: they are "

@@ -11,9 +11,9 @@ import pytest
 from ckpt_core.errors import UsageError
 from ckpt_core.watch import pieces
 from ckpt_core.watch.earlier import EarlierTensor
-from ckpt_core.watch.grids import measure_grid
+from ckpt_core.watch.grids import GridMonitor, measure_grid
 from ckpt_core.watch.health import measure_health
-from ckpt_core.watch.quaternions import measure_quaternions
+from ckpt_core.watch.quaternions import QuaternionCheck, measure_quaternions
 
 DTYPES = [
     np.float32, np.float64, np.float16, ">f4", ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2,
@@ -38,6 +38,23 @@ def numbers(shape, dtype, seed=0):
 
 def wide(values):
     return values.astype(np.complex128 if values.dtype.kind == "c" else np.float64)
+
+
+@pytest.mark.parametrize(
+    "dtype", [*DTYPES, ml_dtypes.complex32, ml_dtypes.bcomplex32, np.int32, ml_dtypes.int4]
+)
+def test_only_real_numbers_are_rotations_and_grids(dtype):
+    values = np.zeros((2, 4), dtype)
+    real = "float" in np.dtype(dtype).name
+    assert pieces.is_numeric(values) is (real or "complex" in np.dtype(dtype).name)
+    assert QuaternionCheck("*").suits("w", values) is real
+    assert GridMonitor("*").suits("w", values) is real
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.complex32, ml_dtypes.bcomplex32, np.complex64])
+def test_a_complex_number_is_two(dtype):
+    values = np.array([1 + 2j, 3 - 4j], np.complex64).astype(dtype)
+    assert pieces.as_floats(values).tolist() == [1, 2, 3, -4]
 
 
 @pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 200])
