@@ -67,7 +67,7 @@ class Saver:
     sign: SigningKey | None = None
     approve: Callable[[], None] | None = None
     begun: Callable[[], object] = lambda: None
-    """Called once, when the first checkpoint is there."""
+    """Called in each attempt once, when its first checkpoint is there."""
     parity: int = 0
     """Percent of a pack that can be healed; its sidecar is written when the save is durable."""
     failures: list[tuple[int, BaseException]] = field(default_factory=list)
@@ -76,13 +76,14 @@ class Saver:
     """(step, error) where the checkpoint stands, but something that follows a save failed."""
     _base: Manifest | None = None
     _parent: str | None = None
+    _untold: bool = True
     _swept: bool = False
     _committed: Committed | None = None
     _protected: set[str] = field(default_factory=set)
 
     def begin(self, base: Manifest | None, parent: str | None) -> None:
         """An attempt begins: the chunks of `base`, which may be anybody's, need not be written again."""
-        self._base, self._parent = base, parent
+        self._base, self._parent, self._untold = base, parent, True
 
     def run(
         self,
@@ -210,6 +211,7 @@ class Saver:
             ("its parity could not be written", self._protect),
             ("it could not be mirrored", self._follow),
             ("old checkpoints could not be deleted", lambda: self.retain(checkpoint)),
+            ("which hooks are at work could not be written down", self._tell_begun),
             ("leftovers could not be swept", self._sweep),
         )
         for what, part in parts:
@@ -233,11 +235,15 @@ class Saver:
         if self.is_best(checkpoint):
             self._fire(HookEvent.NEW_BEST, request, checkpoint)
 
+    def _tell_begun(self) -> None:
+        if self._untold:
+            self._untold = False
+            self.begun()
+
     def _sweep(self) -> None:
         """Once in a process, since it walks all of the store: what killed writers left behind."""
         if not self._swept:
             self._swept = True
-            self.begun()
             self.workspace.repository.store.sweep(_STALE_SECONDS)
 
     def _note(self, step: int, what: str, error: Exception) -> None:

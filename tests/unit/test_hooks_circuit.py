@@ -213,3 +213,14 @@ def test_the_audit_trail_says_so(tmp_path, caplog):
     assert (entry.event, entry.subject, entry.outcome) == ("hook", "flaky", "left-out")
     assert entry.detail["experiment"] == "e"
     assert "no route" in entry.detail["reason"]
+
+
+def test_each_attempt_says_once_which_hooks_are_at_work(tmp_path):
+    with CheckpointManager(tmp_path / "s", experiment="e", hooks=[Flaky()]) as manager:
+        for _ in range(2):
+            manager.begin_attempt(manager.latest())
+            for step in (1, 2):
+                manager.save({"w": 1}, step=manager.attempt.number * 10 + step, wait=True)
+        trail = manager.workspace.index.catalog().audit_log()
+    said = [(each.outcome, each.detail["attempt"]) for each in reversed(trail) if each.event == "hooks"]
+    assert said == [("begun", 1), ("begun", 2)]
