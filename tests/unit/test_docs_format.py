@@ -275,6 +275,8 @@ def test_every_flipped_byte_is_found_by_hand(store, tmp_path):
     for path, check in ((pack, hand.verify_pack), (paper, hand.read_document)):
         data = path.read_bytes()
         hurt = tmp_path / path.name
+        hurt.write_bytes(data)
+        check(hurt)  # so what is raised below is for the damage
         for at in [*range(200), *rng.integers(0, len(data), 300), *range(len(data) - 60, len(data))]:
             hurt.write_bytes(data[:at] + bytes([data[at] ^ (1 << int(rng.integers(8)))]) + data[at + 1 :])
             # The page's functions raise whatever a damaged file provokes; what matters is that they raise.

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ckpt_core import (
     CheckpointManager,
+    CorruptionError,
     HookEvent,
     KeepLast,
     MissingExtraError,
@@ -232,7 +233,10 @@ def test_into_another_experiment_or_step(root: Path) -> None:
     with manager(root) as reading:
         assert [c.step for c in reading.checkpoints()] == [1, 2], "a manifest says itself where it belongs"
         assert reading.load()["step"] == 2
-    with manager(root, "y", signing_key=None) as reading, pytest.raises(Exception, match="moved or copied"):
+    with (
+        manager(root, "y", signing_key=None) as reading,
+        pytest.raises(CorruptionError, match="moved or copied"),
+    ):
         reading.load()
 
 

@@ -22,6 +22,7 @@ from ckpt_core import (
     HookEvent,
     OnImprovement,
     SaveFailedError,
+    StateError,
     StateMismatchError,
     UsageError,
     hook,
@@ -323,7 +324,7 @@ class TestMisuse:
     def test_a_state_that_was_donated_after_its_step(self, tmp_path: Path) -> None:
         reusing = jax.jit(lambda s: jax.tree.map(lambda x: x * 1, s), donate_argnums=0)
         with (
-            pytest.raises(Exception, match="donate_argnums"),
+            pytest.raises(StateError, match="donate_argnums"),
             JaxCheckpointer(tmp_path / "store", experiment="e", data=[1, 2, 3], every_n_steps=1) as ckpt,
         ):
             state = ckpt.restore({"w": jnp.zeros(3)})

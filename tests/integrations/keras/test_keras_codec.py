@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ckpt_core import CheckpointManager, StateError, StateMismatchError
+from ckpt_core.tree import UnsupportedValueError
 from ckpt_keras.codec import KerasCodec, assign, dtype_of, host_array
 
 BACKEND = keras.config.backend()
@@ -86,7 +87,7 @@ def test_a_variable_without_a_value_says_why(manager: CheckpointManager) -> None
         _value = None
         shape, dtype = (1,), "float32"
 
-    with pytest.raises(Exception, match=r"callback\.model"):
+    with pytest.raises(UnsupportedValueError, match=r"callback\.model"):
         KerasCodec().spec(Empty())
 
 
