@@ -20,7 +20,7 @@ from ckpt_core.errors import CkptError, SaveFailedError, UsageError
 from ckpt_core.format.compression import Compression
 from ckpt_core.format.documents import Manifest
 from ckpt_core.format.hashing import Algorithm
-from ckpt_core.format.names import check_name
+from ckpt_core.format.names import check_name, check_tag
 from ckpt_core.format.signing import KeyFiles
 from ckpt_core.hooks import BaseHook, HookContext, HookEvent
 from ckpt_core.maintenance.parity import check_percent
@@ -31,7 +31,7 @@ from ckpt_core.pipeline.hooking import HookRecord, gather
 from ckpt_core.pipeline.intake import Intake, check_count, check_step
 from ckpt_core.pipeline.library import Library
 from ckpt_core.pipeline.queue import OnBusy, SaveHandle, SaveQueue
-from ckpt_core.pipeline.resolve import Mode, check_tag
+from ckpt_core.pipeline.resolve import Mode
 from ckpt_core.pipeline.retaining import Retention
 from ckpt_core.pipeline.saving import Saver, SaveRequest
 from ckpt_core.pipeline.sole import SoleWriter, refuse_beside

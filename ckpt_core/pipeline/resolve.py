@@ -9,7 +9,6 @@ from itertools import chain
 from typing import Literal, Protocol, TypeVar
 
 from ckpt_core.errors import CkptError, CorruptionError, NotFoundError, UsageError
-from ckpt_core.format.names import check_name
 from ckpt_core.model import Attempt, Checkpoint
 from ckpt_core.pipeline.answers import Answers
 from ckpt_core.repository.layout import ManifestKey
@@ -18,7 +17,6 @@ __all__ = [
     "Mode",
     "best_first",
     "candidates",
-    "check_tag",
     "choose_forgotten",
     "gone_through",
     "newest_lineage",
@@ -42,16 +40,6 @@ class Asked(Protocol):
 _SHORTEST_PREFIX = 4
 _SHOWN = 8
 _MANY = 100
-
-
-def check_tag(tag: object) -> str:
-    """`tag` itself, if a checkpoint may bear it. Raises UsageError, also for `latest` and the like."""
-    name = check_name(tag, "a tag")
-    if name in ("latest", "best") or name.startswith("step="):
-        raise UsageError(
-            f"{name!r} has a meaning of its own in references: choose another tag", kind="name", name=name
-        )
-    return name
 
 
 def split_reference(text: str, experiment: str | None = None) -> tuple[str | None, str]:

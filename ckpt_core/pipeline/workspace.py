@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckpt_core.errors import CkptError, CorruptionError, NotFoundError, ObjectNotFoundError, StoreError
+from ckpt_core.format.names import check_tag
 from ckpt_core.maintenance.census import Census
 from ckpt_core.maintenance.deletion import Pruned, execute_prune
 from ckpt_core.maintenance.integrity import IntegrityTracker
@@ -23,7 +24,6 @@ from ckpt_core.pipeline.facts import ExperimentIndex
 from ckpt_core.pipeline.index import Index
 from ckpt_core.pipeline.manifests import Manifests
 from ckpt_core.pipeline.mirror import Mirror, mirror_of, remembered
-from ckpt_core.pipeline.resolve import check_tag
 from ckpt_core.repository import ExperimentRecords, MetricSegments, References, Repository, layout
 from ckpt_core.stores import LocalStore, Store, open_store
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias, Unpack
 
 from ckpt_core.errors import CkptError, UsageError
+from ckpt_core.format.names import check_tag
 from ckpt_core.hooks import BaseHook, HookContext, HookEvent, HookOptions, HookPriority
 from ckpt_core.model import Attempt, Checkpoint
-from ckpt_core.pipeline.resolve import check_tag
 from ckpt_core.pipeline.workspace import Workspace
 from ckpt_core.tree.selection import Selection
 from ckpt_core.watch.earlier import EarlierCheckpoint, EarlierTensor
