@@ -51,7 +51,7 @@ class ExperimentStats:
 class StoreStats:
     """`dead_bytes` are packs that no checkpoint names: `trash_bytes` of them by forgotten checkpoints,
     the rest by nothing. `parity_bytes` are sidecars; `other_bytes`: manifests, references, metric
-    segments, and what attempts tell."""
+    segments, signatures, and what attempts tell."""
 
     checkpoints: int
     logical_bytes: int
@@ -167,8 +167,10 @@ def _tensors(repository: Repository, checkpoint: Checkpoint, unreadable: list[st
 
 
 def _others(repository: Repository) -> int:
-    """Bytes of everything in the store that is not a pack."""
-    folders = (layout.MANIFESTS, layout.TRASH, layout.REFERENCES, layout.METRICS, layout.EXPERIMENTS)
+    """Bytes of the documents that stand beside the packs."""
+    folders = (
+        layout.MANIFESTS, layout.TRASH, layout.REFERENCES, layout.METRICS, layout.SIGNATURES, layout.EXPERIMENTS,
+    )  # fmt: skip
     return sum(info.size for folder in folders for info in repository.store.list(folder))
 
 

@@ -26,6 +26,7 @@ from ckpt_core import (
 )
 from ckpt_core.format.sealed import seal
 from ckpt_core.format.signing import SigningKey, TrustedKeys, fits, message, new_key
+from ckpt_core.maintenance.stats import gather
 from ckpt_core.repository import Repository, layout
 from ckpt_core.stores import LocalStore, MemoryStore
 from crash.wrappers import ScriptedStore
@@ -524,3 +525,11 @@ def test_without_the_library_it_is_said_what_to_install(root: Path, monkeypatch:
             CheckpointManager(root, experiment="x", **option)  # type: ignore[arg-type]
     with CheckpointManager(root, experiment="x") as reading:
         assert reading.load()["step"] == 2, "who trusts nobody needs no library"
+
+
+def test_signatures_are_among_what_a_store_costs(root: Path, reading: CheckpointManager) -> None:
+    places = ("checkpoints", "refs", "metrics", "signatures", "experiments")
+    documents = [path for place in places for path in (root / place).rglob("*.json")]
+    assert signatures(root)[0] in documents
+    found = gather(reading.workspace.repository, reading.checkpoints())
+    assert found.other_bytes == sum(path.stat().st_size for path in documents)
