@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ckpt_core.errors import CkptError, NotFoundError, StoreError, UsageError
+from ckpt_core.errors import CkptError, NotFoundError, ObjectNotFoundError, StoreError, UsageError
 from ckpt_core.format.documents import AttemptStart, MetricSegment
 from ckpt_core.format.sealed import unseal
-from ckpt_core.maintenance.mirroring import copy_document
 from ckpt_core.model import Checkpoint
 from ckpt_core.pipeline.resolve import Mode
 from ckpt_core.pipeline.trust import Readable, trusted_manifest
@@ -210,15 +210,14 @@ def _copy_series(origin: Workspace, there: Workspace, lineages: Mapping[str, set
         for key in origin.segments.keys(name):
             if there.repository.store.exists(key):
                 continue
-            try:
+            wanted = None
+            with _spared(origin, "a piece of the metric series is not copied"):
                 data = origin.repository.store.get(key, limit=layout.DOCUMENT_LIMIT)
                 if unseal(data, MetricSegment, key).attempt.lineage in own:
-                    _copy_document(origin, there, key)
-                    count += 1
-            except StoreError:
-                raise
-            except CkptError as error:
-                _log.warning("a piece of the metric series is not copied: %s", error)
+                    wanted = data
+            if wanted is not None:
+                _put(there, key, wanted)
+                count += 1
     return count
 
 
@@ -229,20 +228,35 @@ def _copy_records(origin: Workspace, there: Workspace, lineages: Mapping[str, se
         places = [(layout.parse_attempt_key(key), key) for key in origin.experiments.keys(name)]
         # The beginnings first: they tell whose the words are.
         for place, key in sorted(places, key=lambda found: found[0] is None or found[0].word is not None):
-            try:
+            missing, wanted = not there.repository.store.exists(key), None
+            with _spared(origin, "what is known of an experiment is not all copied"):
                 if place is not None and place.word is None:
                     begun = origin.experiments.read(key)
                     if isinstance(begun, AttemptStart) and begun.attempt.lineage in own:
                         attempts.add(place.id)
-                if (place is None or place.id in attempts) and not there.repository.store.exists(key):
-                    _copy_document(origin, there, key)
-            except StoreError:
-                raise
-            except CkptError as error:
-                _log.warning("what is known of an experiment is not all copied: %s", error)
+                if missing and (place is None or place.id in attempts):
+                    data = origin.repository.store.get(key, limit=layout.DOCUMENT_LIMIT)
+                    unseal(data, dict, key, newest=1 << 30)
+                    wanted = data
+            if wanted is not None:
+                _put(there, key, wanted)
 
 
-def _copy_document(origin: Workspace, there: Workspace, key: str) -> None:
-    copy_document(origin.repository, there.repository, key)
+@contextmanager
+def _spared(origin: Workspace, what: str) -> Iterator[None]:
+    """Goes on where a document of the source is damaged or cannot be read, which is told, or is removed meanwhile."""
+    try:
+        with reading(origin.repository):
+            yield
+    except ObjectNotFoundError:
+        pass
+    except StoreError:
+        raise
+    except CkptError as error:
+        _log.warning("%s: %s", what, error)
+
+
+def _put(there: Workspace, key: str, data: bytes) -> None:
+    there.repository.store.put(key, data)
     if there.mirror is not None:
         there.mirror.note(key)

@@ -207,6 +207,31 @@ def test_a_hook_is_told_that_it_is_over_after_the_last_event_and_once(tmp_path):
     assert told == ["saved", "over"]
 
 
+def test_where_one_cannot_be_attached_those_before_it_are_told_that_it_is_over(tmp_path):
+    class Notes(BaseHook):
+        events = (HookEvent.AFTER_SAVE,)
+
+        def __init__(self, name, told):
+            super().__init__(name=name)
+            self.told = told
+
+        def attach(self, owner):
+            if self.name == "second":
+                raise UsageError("not here")
+
+        def execute(self, context): ...
+
+        def detach(self):
+            self.told.append(self.name)
+
+    told = []
+    hooks = [Notes(name, told) for name in ("first", "second", "third")]
+    for _ in range(2):  # nothing of the manager that there never was is in the next one's way
+        with pytest.raises(UsageError, match="not here"):
+            CheckpointManager(tmp_path, experiment="x", hooks=hooks, exclusive=True)
+    assert told == ["first", "first"]
+
+
 def test_a_hook_that_does_not_end_holds_nobody_up(tmp_path, caplog):
     class Hangs(BaseHook):
         events = (HookEvent.TRAIN_END,)

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from ckpt_core import CheckpointManager, KeepLast, UsageError, hook
+from ckpt_core import CheckpointManager, CkptError, KeepLast, UsageError, hook
 from ckpt_core.hooks import HookEvent
 from ckpt_links import PrometheusLink
 
@@ -83,12 +83,12 @@ def test_options_that_mean_nothing_are_refused(options):
         PrometheusLink(**options)
 
 
-def test_a_port_that_is_taken_is_told():
-    with (
-        socket.create_server(("127.0.0.1", 0)) as taken,
-        pytest.raises(UsageError, match="choose another port"),
-    ):
-        PrometheusLink(port=taken.getsockname()[1])
+def test_a_port_that_is_taken_is_told(store_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        link = PrometheusLink(port=taken.getsockname()[1])
+        for _ in range(2):  # nor is the experiment locked by a manager that there never was
+            with pytest.raises(UsageError, match="choose another port"):
+                CheckpointManager(store_path, experiment="x", hooks=[link], exclusive=True)
 
 
 def test_a_text_file_that_cannot_be_written_touches_no_save(store_path, tmp_path, caplog):
@@ -108,3 +108,21 @@ def test_one_that_a_file_names_serves_as_long_as_its_manager_is_open(store_path,
             urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer,
         ):
             assert b"ckpt_preemptions" in answer.read()
+
+
+@pytest.mark.parametrize("fails", ["another hook", "the same port", "the catalog"])
+def test_a_manager_that_cannot_be_made_serves_nothing(store_path, tmp_path, fails):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    entry = f'[[hooks]]\nuse = "prometheus"\nport = {port}\n'
+    text = entry + {"another hook": '[[hooks]]\nuse = "nothing"\n', "the same port": entry}.get(fails, "")
+    (tmp_path / "ckpt.toml").write_text(text)
+    with pytest.raises(CkptError):
+        CheckpointManager(
+            store_path,
+            experiment="x",
+            hooks_file=tmp_path / "ckpt.toml",
+            catalog="nothing://of/the/kind" if fails == "the catalog" else None,
+        )
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=10)
