@@ -164,7 +164,7 @@ class CheckpointManager(Library):
         self.on_save_error: OnSaveError = on_save_error
         self._raised = 0
         self._process = os.getpid()
-        self._record.serve(self)
+        self._record.serve(self, self._sole)
         if self._sole is not None:  # also of a manager that nobody closed
             weakref.finalize(self, self._sole.close)
         reference = weakref.ref(self)

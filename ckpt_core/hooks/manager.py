@@ -87,11 +87,18 @@ class HookManager:
         """Tell the hooks, those that are here and those to come, whose they are. See BaseHook.attach.
 
         `tell` hears of hooks that are left out because they fail too often, and of those that work again.
+        Where one cannot be attached, those before it are told that it is over.
         """
-        with self._lock:
-            self._owner, self._tell = owner, tell
-            for entry in self._registered:
-                entry.hook.attach(owner)
+        attached: list[Registration] = []
+        try:
+            with self._lock:
+                self._owner, self._tell = owner, tell
+                for entry in self._registered:
+                    entry.hook.attach(owner)
+                    attached.append(entry)
+        except BaseException:
+            self._detach(attached)
+            raise
 
     def unregister_hook(self, hook: BaseHook | Callable[..., object] | str) -> None:
         """Take out a hook, given as it was registered or by its name. Its statistics go with it.
@@ -205,15 +212,15 @@ class HookManager:
         for entry, context in left:
             self._drop(entry, context, "the hook manager was closed before its turn came")
         done = not left and self._background.drain(0)
-        self._detach()
+        self._detach(self._registered)
         return done
 
-    def _detach(self) -> None:
+    def _detach(self, attached: Iterable[Registration]) -> None:
         with self._lock:
             owner, self._owner = self._owner, None
         if owner is None:
             return
-        for entry in self._registered:
+        for entry in attached:
             if entry.is_stuck():  # it would wait for itself
                 continue
             try:

@@ -14,6 +14,7 @@ from ckpt_core.errors import UsageError
 from ckpt_core.hooks import BaseHook, HookManager
 from ckpt_core.hooks.configured import HookFile, find_hook_file, read_hook_file
 from ckpt_core.model import Attempt
+from ckpt_core.pipeline.sole import SoleWriter
 from ckpt_core.pipeline.workspace import Workspace
 from ckpt_core.policies import SavePolicy, SavePolicyHook
 from ckpt_core.stores import LocalStore, Store
@@ -67,11 +68,13 @@ class HookRecord:
         self._experiment = experiment
         self._hooks = hooks
 
-    def serve(self, owner: Any) -> None:
-        """Tells the hooks whose they are. What one of them raises leaves the store closed."""
+    def serve(self, owner: Any, sole: SoleWriter | None) -> None:
+        """Tells the hooks whose they are. What one of them raises leaves the store closed, and to whoever wants it."""
         try:
             self._hooks.serve(owner, self.tell)
         except BaseException:
+            if sole is not None:
+                sole.close()
             self._workspace.close()
             raise
 

@@ -5,7 +5,6 @@ Labels are the experiment, an outcome, the name of a metric. Never a checkpoint 
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -16,17 +15,16 @@ from ckpt_links.link import Link, Saves, require
 
 __all__ = ["PrometheusLink"]
 
-_log = logging.getLogger("ckpt_links")
 _SECONDS = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000)
 
 
 class PrometheusLink(Link):
     """Counts what happens for Prometheus.
 
-    `port`: serve `/metrics` there, on `address`. `textfile`: keep a file for the node exporter, written anew, whole,
-    after each event; its name must end in `.prom`. `registry`: a CollectorRegistry of your own to count in, which is
-    served elsewhere. One of the three must be given. Raises UsageError, also for a port that is taken;
-    MissingExtraError.
+    `port`: serve `/metrics` there, on `address`, from the making of its manager on. `textfile`: keep a file for the
+    node exporter, written anew, whole, after each event; its name must end in `.prom`. `registry`: a CollectorRegistry
+    of your own to count in, which is served elsewhere. One of the three must be given. Raises UsageError, as its
+    manager does for a port that is taken; MissingExtraError.
     """
 
     events = (
@@ -64,20 +62,25 @@ class PrometheusLink(Link):
         self.textfile = None if textfile is None else Path(textfile)
         self._times = Saves()
         self._define()
+        self._wanted = None if port is None else (port, address)
         self._server: Any = None
-        if port is not None:
-            try:
-                self._server, self._thread = self._library.start_http_server(port, address, self.registry)
-            except OSError as error:
-                raise UsageError(
-                    f"/metrics cannot be served at {address}:{port}: {error}; choose another port",
-                    kind="option",
-                ) from error
 
     @property
     def port(self) -> int | None:
-        """Where `/metrics` is served."""
+        """Where `/metrics` is served; None where it is not."""
         return None if self._server is None else int(self._server.server_port)
+
+    def attach(self, owner: Any) -> None:
+        super().attach(owner)
+        if self._wanted is None or self._server is not None:
+            return
+        port, address = self._wanted
+        try:
+            self._server, self._thread = self._library.start_http_server(port, address, self.registry)
+        except OSError as error:
+            raise UsageError(
+                f"/metrics cannot be served at {address}:{port}: {error}; choose another port", kind="option"
+            ) from error
 
     def detach(self) -> None:
         if self.source == FILE:  # nobody else holds it
