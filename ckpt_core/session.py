@@ -10,7 +10,6 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from signal import Signals
 from typing import Any, Literal
 
@@ -358,8 +357,7 @@ class Session:
         manager = self.manager
         try:
             manager.wait()
-            look_up = partial(manager.workspace.index.catalog().checkpoint, include_forgotten=True)
-            line = gone_through(manager.attempt, manager.checkpoints(), look_up)
+            line = gone_through(manager.attempt, manager.checkpoints(), self._forgotten)
             last = next((c for c in line if c.step <= step), None)
             if last is None:
                 _log.warning("%s, and no checkpoint of step %d or before is left to be kept", reason, step)
@@ -372,6 +370,12 @@ class Session:
             _log.warning("%s: the checkpoint of step %d is kept as %r", reason, last.step, tag)
         except CkptError as error:
             _log.error("%s, and the last good checkpoint could not be kept: %s", reason, error)
+
+    def _forgotten(self, checkpoint: str) -> Checkpoint | None:
+        """A checkpoint that is not there any more, if the catalog knows of it and is not away."""
+        return self.manager.workspace.index.consult(
+            lambda catalog: catalog.checkpoint(checkpoint, include_forgotten=True)
+        )
 
     def _note_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         if step != self._metrics_step:

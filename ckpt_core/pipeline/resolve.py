@@ -182,7 +182,8 @@ def gone_through(
     attempt: Attempt, found: Sequence[Checkpoint], look_up: Callable[[str], Checkpoint | None]
 ) -> list[Checkpoint]:
     """Those that led to where an attempt is now, the newest first: its own, and what each attempt that it goes on from
-    had saved until then, but not after. `look_up` gives a checkpoint by its id, a forgotten one as well."""
+    had saved until then, but not after. `look_up` gives one that is not among `found` by its id: a forgotten one."""
+    standing = {each.id: each for each in found}
     line: list[Checkpoint] = []
     until: Checkpoint | None = None
     seen: set[str] = set()
@@ -190,7 +191,8 @@ def gone_through(
         seen.add(attempt.id)
         own = [c for c in found if c.attempt.id == attempt.id and (until is None or c.order <= until.order)]
         line += sorted(own, key=lambda c: c.order, reverse=True)
-        until = look_up(attempt.resumed_from) if attempt.resumed_from is not None else None
+        before = attempt.resumed_from
+        until = None if before is None else standing.get(before) or look_up(before)
         if until is not None:
             attempt = until.attempt
     return line

@@ -133,6 +133,17 @@ def test_a_branch_that_was_abandoned_has_no_last_good(loop: Any, forgotten: bool
     assert branch.manager.resolve("last-good").step == (5 if forgotten else 10)
 
 
+def test_the_last_good_is_kept_while_the_catalog_is_away(loop: Any, store_path: Path) -> None:
+    first = loop(save_policy=EverySteps(5))
+    first.go(10, 1.0)
+    first.close()
+    away = f"sqlite:///{store_path}/none/catalog.db"
+    again = loop(save_policy=OnLossSpike(), catalog=away)
+    again.go(7, 1.0)
+    again.go(1, math.nan)
+    assert again.manager.resolve("last-good").step == 10
+
+
 def test_what_policies_and_hooks_remember_comes_back(loop: Any, store_path: Path) -> None:
     class Counting(BaseHook):
         name = "counting"
