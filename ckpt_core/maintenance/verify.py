@@ -11,6 +11,7 @@ from typing import final
 from ckpt_core.errors import (
     CkptError,
     CorruptionError,
+    FormatError,
     MissingExtraError,
     NotFoundError,
     ObjectNotFoundError,
@@ -222,7 +223,7 @@ class CheckpointVerifier:
         assert self._trusted is not None
         try:
             self._repository.signatures.check(committed, self._trusted)
-        except SignatureError as error:
+        except (FormatError, SignatureError) as error:
             self._problems.append(Problem("signature", committed.key, str(error), (committed.manifest.id,)))
 
     def _pack(self, name: str) -> _Pack:

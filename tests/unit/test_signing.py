@@ -533,3 +533,12 @@ def test_signatures_are_among_what_a_store_costs(root: Path, reading: Checkpoint
     assert signatures(root)[0] in documents
     found = gather(reading.workspace.repository, reading.checkpoints())
     assert found.other_bytes == sum(path.stat().st_size for path in documents)
+
+
+def test_signatures_of_a_later_format_are_no_damage_of_the_manifest(
+    root: Path, reading: CheckpointManager
+) -> None:
+    signatures(root)[0].write_bytes(seal({"format": 9, "all": "new"}))
+    problems = reading.verify().problems
+    assert {problem.kind for problem in problems} == {"signature", "signatures"}
+    assert all("upgrade" in problem.detail for problem in problems)
