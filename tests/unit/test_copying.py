@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ckpt_core import CheckpointManager, NotFoundError, StoreError, UsageError, copy_checkpoints
+from ckpt_core.errors import ObjectNotFoundError
 from ckpt_core.maintenance.verify import verify
 from ckpt_core.repository import Repository, layout, transfer
 from ckpt_core.stores import LocalStore, MemoryStore, Store
@@ -189,6 +190,36 @@ def test_what_cannot_be_read_is_left_out() -> None:
     here.script = None
     assert [each.step for each in copy_checkpoints(here, there).checkpoints] == [2]
     check(inner, there, range(1, 4))
+
+
+@pytest.mark.parametrize("folder", [layout.METRICS, layout.EXPERIMENTS])
+@pytest.mark.parametrize(
+    "fault", [StoreError("input/output error"), ObjectNotFoundError("removed since")], ids=repr
+)
+def test_what_cannot_be_read_beside_checkpoints_is_left_out(
+    folder: str, fault: StoreError, caplog: pytest.LogCaptureFixture
+) -> None:
+    inner, there = filled(MemoryStore(), config={"lr": 0.1}), MemoryStore()
+    documents = [info.key for info in inner.list(folder)]
+    here = ScriptedStore(inner)
+
+    begun = False
+
+    def fail(operation: str, key: str, when: str) -> None:
+        nonlocal begun
+        begun = begun or key.startswith(layout.PACKS)  # before, the catalog is made of them
+        if begun and operation == "open" and key == documents[0]:
+            raise fault
+
+    here.script = fail
+    done = copy_checkpoints(here, there)
+    assert [each.step for each in done.checkpoints] == [1, 2, 3]
+    missing = {info.key for info in inner.list(folder)} - {info.key for info in there.list(folder)}
+    assert documents[0] in missing
+    assert ("not" in caplog.text and "copied" in caplog.text) == (type(fault) is StoreError)
+    here.script = None
+    copy_checkpoints(here, there)
+    assert {info.key for info in inner.list(folder)} == {info.key for info in there.list(folder)}
 
 
 def test_a_source_out_of_reach_ends_the_copy() -> None:
