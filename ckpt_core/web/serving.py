@@ -45,12 +45,12 @@ class Server:
         except ImportError as error:
             raise MissingExtraError(_ADVICE) from error
         self.token = token or ids.secret()
-        self._socket = _listen(host, port)
+        known = {*LOOPBACK, *hosts, *(() if host in ("0.0.0.0", "::") else (host,))}
+        app = create_app(workspace, token=self.token, allow_write=allow_write, hosts=known, parts=parts)
+        self._socket = _listen(host, port)  # when nothing can go wrong any more: it would be left open
         self.port: int = self._socket.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
         self.address = f"http://{shown}:{self.port}/"
-        known = {*LOOPBACK, *hosts, *(() if host in ("0.0.0.0", "::") else (host,))}
-        app = create_app(workspace, token=self.token, allow_write=allow_write, hosts=known, parts=parts)
         # Its access log would show what is asked; h11 refuses what two servers could read in two ways.
         config = uvicorn.Config(
             app, http="h11", ws="none", lifespan="off", access_log=False, log_level="warning", server_header=False,

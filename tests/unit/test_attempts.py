@@ -94,6 +94,12 @@ def test_an_outcome_that_is_none_is_refused(tmp_path: Path) -> None:
     assert status(tmp_path) == ("finished", "")
 
 
+def test_the_exception_itself_will_do_as_a_reason(tmp_path: Path) -> None:
+    with begun(tmp_path) as manager:
+        manager.end_attempt("failed", ValueError("the loss is NaN"))  # type: ignore[arg-type]
+    assert status(tmp_path) == ("failed", "the loss is NaN")
+
+
 def test_an_attempt_goes_on(tmp_path: Path) -> None:
     with begun(tmp_path) as manager:
         manager.end_attempt("preempted", "SIGTERM")
