@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import mmap
 import tempfile
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -29,6 +30,16 @@ _EXPANSION = 1032  # what deflate can make of a byte at the most
 _MEMBER = ".npy"
 _LOCAL = 30  # bytes of a member's own header before its name
 _PIECE = 8 << 20
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    SyntaxError,
+    tokenize.TokenError,
+)
+"""What zipfile and numpy raise on damaged bytes; the last two where a header is no literal of Python."""
 
 
 class NpzBackend(StorageBackend):
@@ -66,7 +77,7 @@ def _plain(array: Array) -> Array:
 def _read(path: Path, *, mapped: bool) -> Any:
     try:
         arrays = dict(_members(path, mapped=mapped))
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, ValueError, EOFError) as error:
+    except _DAMAGE as error:
         if isinstance(error, (CorruptionError, FormatError)):
             raise
         raise CorruptionError(
@@ -113,7 +124,7 @@ def _header(member: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype[Any
         raise FormatError(
             f"{name!a} holds Python objects, which could only be unpickled: save it as numbers", kind="pickle"
         )
-    if min((0, *shape)) < 0 or len(shape) > 64:
+    if any(type(length) is not int or length < 0 for length in shape) or len(shape) > 64:
         raise CorruptionError(f"{name!a} has an impossible shape", kind="document")
     return shape, dtype, fortran
 

@@ -267,6 +267,20 @@ def test_a_damaged_file_of_ours_is_refused_or_right(tmp_path: Path, name: str, m
 
 
 @pytest.mark.parametrize(
+    "header",
+    ["{'descr': '<f8', 'fortran_order': False, 'shape': ((((", "{'descr': '<f8', 'fortran_order': False, 'shape': (True, 5)}",
+     "{'descr': '<f8', 'fortran_order': False,\n 'shape': (5L,)", "{\n  1:\n 2", "[]", "5"],
+)  # fmt: skip
+@pytest.mark.parametrize("method", ["load_checkpoint", "view_checkpoint"])
+def test_the_header_of_an_array_is_not_believed(tmp_path: Path, header: str, method: str) -> None:
+    text = header.encode().ljust(117) + b"\n"
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("w.npy", b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text + bytes(40))
+    with pytest.raises(CorruptionError, match=r"no \.npz archive, or a damaged one|impossible shape"):
+        getattr(NpzBackend(), method)(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(
     "structure",
     ["", "[]", "{}", '{"version":2,"tree":1,"tensors":[]}', '{"tree":{"$tensor":0},"tensors":[]}',
      '{"tree":{"$tensor":0},"tensors":[["w","F32",[-1],"numpy"]]}', '{"tree":{"$tensor":0},"tensors":[["w","F32",[4],"numpy"]]}',
