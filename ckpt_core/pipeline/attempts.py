@@ -133,7 +133,7 @@ class AttemptKeeper:
         self.settle()
         try:
             said = self._workspace.experiments.say(
-                self._facts, outcome, plain_text(reason)[:_LONGEST_REASON], self._figures()
+                self._facts, outcome, plain_text(str(reason))[:_LONGEST_REASON], self._figures()
             )
         except CkptError as error:
             _log.warning(
