@@ -28,7 +28,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis.specs.openapi import checks
 
-from ckpt_core import CheckpointManager, UsageError, Workspace
+from ckpt_core import CheckpointManager, CkptError, UsageError, Workspace
 from ckpt_core.web import serving as serving_module
 from ckpt_core.web.app import create_app
 from ckpt_core.web.serving import Server, token_file
@@ -203,6 +203,16 @@ def test_the_command(root: Path, tmp_path: Path) -> None:
 def test_a_port_that_is_taken(workspace: Workspace, server: Server) -> None:
     with pytest.raises(UsageError, match="another --port"):
         Server(workspace, port=server.port)
+
+
+def test_a_part_that_is_none_leaves_no_socket_open(workspace: Workspace) -> None:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    with pytest.raises(CkptError, match="neither a subclass of BaseAPI nor") as kept:  # noqa: F841 - it holds the frame
+        Server(workspace, port=port, parts=[object()])
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", port))
 
 
 @pytest.mark.parametrize("host", ["a" * 70, "..", "a\0b", "256.256.256.256"])
