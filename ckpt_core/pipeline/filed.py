@@ -60,6 +60,8 @@ def files_of(
         path = folder / f"checkpoint{backend.suffix}"
         try:
             facts = backend.save_checkpoint(_state_of(snapshot), path)
+        except CkptError:
+            raise
         except Exception as error:
             raise _unsaved(backend, error) from error
         names = sorted(_files_below(backend, folder))
@@ -207,8 +209,6 @@ def _refused(backend: StorageBackend, reason: str) -> StateError:
 
 
 def _unsaved(backend: StorageBackend, error: Exception) -> CkptError:
-    if isinstance(error, CkptError):
-        return error
     if isinstance(error, OSError):
         kind = "full" if error.errno in _FULL else "io"
         return StoreError(f"the storage backend {backend.name!r} could not write: {error}", kind=kind)

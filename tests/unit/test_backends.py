@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -16,7 +17,15 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from ckpt_core import CheckpointManager, CkptError, CorruptionError, FormatError, StateError, UsageError
+from ckpt_core import (
+    CheckpointManager,
+    CkptError,
+    CorruptionError,
+    FormatError,
+    StateError,
+    StoreError,
+    UsageError,
+)
 from ckpt_core.backends import StorageBackend, find_backend, guess_backend, put_together, take_apart
 from ckpt_core.backends.npz import NpzBackend
 from ckpt_core.backends.tensors import INDEX, SafetensorsBackend
@@ -117,6 +126,30 @@ def test_what_cannot_be_taken_up_is_told(store_path: Path, write: Any, reason: s
         assert caught.value.kind == "backend"
         assert manager.checkpoints() == []
     assert not list(store_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "kind"),
+    [
+        (StateError("sets are beyond me", kind="mine"), StateError, "mine"),
+        (OSError(errno.ENOSPC, "no space"), StoreError, "full"),
+        (OSError("what?"), StoreError, "io"),
+        (ZeroDivisionError("what?"), StateError, "backend"),
+    ],
+    ids=repr,
+)
+def test_what_a_backend_raises_on_save_is_told_with_its_cause(
+    raised: Exception, expected: type[CkptError], kind: str
+) -> None:
+    def write(path: Path) -> Any:
+        raise raised
+
+    with CheckpointManager(MemoryStore(), experiment="x", backend=Scripted(write)) as manager:
+        with pytest.raises(expected) as caught:
+            manager.save(STATE, step=1, wait=True)
+        assert caught.value.kind == kind
+        assert caught.value.__cause__ is (None if caught.value is raised else raised)
+        assert manager.checkpoints() == []
 
 
 def test_a_folder_with_folders_comes_back_as_it_was(store_path: Path) -> None:
