@@ -74,17 +74,24 @@ def guess_backend(path: Path) -> StorageBackend:
         except CkptError as error:
             _log.debug("not asked about %s: %s", path, error)
             continue
-        if (
-            path.name.endswith(backend.suffix)
-            if backend.suffix and not path.exists()
-            else backend.recognises(path)
-        ):
+        if backend.suffix and not path.exists():
+            if path.name.endswith(backend.suffix):
+                return backend
+        elif _recognises(backend, path):
             return backend
     raise UsageError(
         f"the name of {path} does not tell its format: say format= (--format), one of {', '.join(installed)}",
         kind="format",
         path=str(path),
     )
+
+
+def _recognises(backend: StorageBackend, path: Path) -> bool:
+    try:
+        return backend.recognises(path)
+    except Exception as error:  # somebody's package, which is asked about files of all others
+        _log.warning("the storage backend %r cannot tell what %s is: %s", backend.name, path, error)
+        return False
 
 
 def _checked(backend: object, where: str) -> StorageBackend:

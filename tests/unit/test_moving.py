@@ -293,6 +293,31 @@ def test_somebodys_broken_package_is_told_and_in_nobodys_way(
         finding.guess_backend(tmp_path / "x.npz")
 
 
+class Curious(Raises):
+    """Looks where it must not."""
+
+    name = "curious"
+
+    def recognises(self, path: Path) -> bool:
+        raise ZeroDivisionError("what?")
+
+
+class Other(Raises):
+    """Knows its own."""
+
+    suffix = ".what"
+
+
+def test_a_format_that_cannot_tell_its_own_is_in_nobodys_way(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "x.what").write_text("x")
+    entry = EntryPoint("other", "ckpt_core.backends:any", "ckpt_core.backends")
+    monkeypatch.setattr(finding, "installed_backends", lambda: dict.fromkeys(("curious", "other"), entry))
+    monkeypatch.setattr(finding, "find_backend", lambda name: Curious() if name == "curious" else Other())
+    assert isinstance(finding.guess_backend(tmp_path / "x.what"), Other)
+
+
 @pytest.mark.parametrize("name", ["x.npz", "x.safetensors", "folder"])
 def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
     pipe = tmp_path / name
