@@ -35,8 +35,8 @@ class Registration:
         self.priority = _priority(hook, name)
         if self.condition is not None and not callable(self.condition):
             raise _unusable(name, "its condition is not callable; give a function of the context")
-        if self.timeout is not None and not (math.isfinite(self.timeout) and self.timeout > 0):
-            raise _unusable(name, f"its timeout is {self.timeout}; give seconds above 0, or None")
+        if self.timeout is not None and not _is_time(self.timeout):
+            raise _unusable(name, f"its timeout is {self.timeout!r}; give seconds above 0, or None")
         if self.raises and self.background:
             raise _unusable(
                 name,
@@ -119,12 +119,16 @@ def _circuit(hook: BaseHook, name: str, *, raises: bool) -> Circuit:
     most, seconds = hook.max_failures, hook.retry_after
     if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
         raise _unusable(name, f"its max_failures is {most!r}; give a whole number, 1 or more, or None")
-    if isinstance(seconds, bool) or not (
-        isinstance(seconds, (int, float)) and math.isfinite(seconds) and seconds > 0
-    ):
+    if not _is_time(seconds):
         raise _unusable(name, f"its retry_after is {seconds!r}; give seconds above 0")
     # A failure that the caller is to hear of is not kept from it.
     return Circuit(None if raises else most, float(seconds))
+
+
+def _is_time(seconds: object) -> bool:
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        return False
+    return math.isfinite(seconds) and seconds > 0
 
 
 def _unusable(name: str, why: str) -> UsageError:

@@ -164,6 +164,8 @@ def test_names_that_are_taken_get_a_number():
         ({"timeout": -1.0}, "timeout"),
         ({"timeout": float("nan")}, "timeout"),
         ({"timeout": float("inf")}, "timeout"),
+        ({"timeout": "5"}, "timeout is '5'"),
+        ({"timeout": True}, "timeout is True"),
         ({"on_error": "ignore"}, "on_error"),
         ({"priority": 9}, "priority"),
         ({"condition": "step > 3"}, "condition"),
