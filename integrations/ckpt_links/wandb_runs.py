@@ -65,9 +65,10 @@ class WandbLink(Link):
             self._failed = True
 
     def detach(self) -> None:
+        failed, self._failed = self._failed, False  # the next manager's training is another
         if self.run is not None and self._own:
             run, self.run, self._own = self.run, None, False
-            run.finish(exit_code=int(self._failed))
+            run.finish(exit_code=int(failed))
 
     def _run(self, context: HookContext) -> Any:
         if self.run is None:

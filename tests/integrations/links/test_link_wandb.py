@@ -10,7 +10,7 @@ import pytest
 import wandb
 from wandb.proto import wandb_internal_pb2
 
-from ckpt_core import CheckpointManager, EverySteps, Session, UsageError
+from ckpt_core import CheckpointManager, EverySteps, HookContext, HookEvent, Session, UsageError
 from ckpt_links import WandbLink
 from ckpt_links.places import place_of
 
@@ -32,8 +32,13 @@ def offline(tmp_path, monkeypatch):
 
 
 def records(tmp_path):
-    """What is in the file of the one run: a log in LevelDB's format behind a header of seven bytes."""
+    """What is in the file of the one run."""
     [path] = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    return records_of(path)
+
+
+def records_of(path):
+    """What is in a file: a log in LevelDB's format behind a header of seven bytes."""
     data, at, found, part = path.read_bytes(), 7, [], b""
     while at + 7 <= len(data):
         left = BLOCK - at % BLOCK
@@ -109,3 +114,17 @@ def test_a_run_of_ones_own_is_used_and_left_open(store_path, tmp_path):
     assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
     with pytest.raises(UsageError):
         WandbLink(run=run, project="other")
+
+
+def test_one_link_for_two_trainings_tells_how_each_has_ended(store_path, tmp_path):
+    link = WandbLink(project="digits")
+    for event in (HookEvent.TRAIN_FAILED, HookEvent.TRAIN_BEGIN):
+        with CheckpointManager(store_path, experiment="x", hooks=[link]) as manager:
+            manager.hooks.fire(HookContext(event, experiment="x"))
+    found = [
+        record.exit.exit_code
+        for path in tmp_path.glob("wandb/offline-run-*/*.wandb")
+        for record in records_of(path)
+        if record.WhichOneof("record_type") == "exit"
+    ]
+    assert sorted(found) == [0, 1]
