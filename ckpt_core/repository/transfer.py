@@ -74,14 +74,15 @@ def transfer(
     """
     key = layout.manifest_key(manifest.experiment, manifest.step, manifest.id)
     for _ in range(_TRIES):
-        chosen = _chosen(manifest, target, {**known, **_left_behind(target, manifest)})
+        left, name = _left_behind(target, manifest)
+        chosen = _chosen(manifest, target, {**known, **left})
         names = tuple(sorted({each.pack.name for each in chosen.values()}))
         with target.leases.take("copy", checkpoint=manifest.id, packs=names) as lease:
             alive = {each.pack.name: each.pack for each in chosen.values()}
             alive = {name: pack for name, pack in alive.items() if still_there(target.store, pack)}
             chosen = {digest: each for digest, each in chosen.items() if each.pack.name in alive}
             try:
-                part = _write(source, manifest, target, chosen, progress, lease)
+                part = _write(source, manifest, target, name, chosen, progress, lease)
             except ObjectExistsError:  # another copy of the same was faster: what it has written is used now
                 continue
             if not _gone(target, part, lease):
@@ -118,26 +119,22 @@ def _publish(target: Repository, key: str, manifest: Manifest, part: Part) -> Co
     return Committed(made, key, seal_digest(data))
 
 
-def _left_behind(target: Repository, manifest: Manifest) -> dict[str, Known]:
-    """The chunks in packs of this very checkpoint that an interrupted copy has written."""
+def _left_behind(target: Repository, manifest: Manifest) -> tuple[dict[str, Known], str]:
+    """The chunks in packs of this very checkpoint that another copy has written, and the name of its next pack: of
+    one look, so that a pack which somebody else writes meanwhile is in the way of that name, and looked at."""
     found: dict[str, Known] = {}
-    for name in _names(manifest):
+    number = 0
+    while True:
+        name = layout.pack_name(manifest.experiment, manifest.id, 0, number)
         key = layout.pack_key(name)
         if not target.store.exists(key):
-            break
+            return found, name
         with suppress(CkptError), target.store.open(key) as reader:  # one that is damaged is of no use
             header = read_header(reader.read, reader.size, name)
             pack = PackRecord(name, reader.size, header.header_size, header.digest)
             for chunk in header.chunks:
                 stored = chunk.length if chunk.expanded is not None else 0
                 found[chunk.digest] = Known(pack, chunk.offset, stored)
-    return found
-
-
-def _names(manifest: Manifest) -> Iterator[str]:
-    number = 0
-    while True:
-        yield layout.pack_name(manifest.experiment, manifest.id, 0, number)
         number += 1
 
 
@@ -165,14 +162,14 @@ def _write(
     source: Repository,
     manifest: Manifest,
     target: Repository,
+    name: str,
     known: dict[str, Known],
     progress: Callable[[int], object],
     lease: HeldLease,
 ) -> Part:
-    """Writes the chunks that are not `known` into one durable pack (or none at all)."""
+    """Writes the chunks that are not `known` into one durable pack of that name (or none at all)."""
     document = target.document
     same = _same_chunks(source, manifest, target)
-    name = next(name for name in _names(manifest) if not target.store.exists(layout.pack_key(name)))
     paths = {index: path for path, index in reversed(tensor_paths(manifest.state).items())}
     specs = [TensorSpec(tensor.dtype, tensor.shape) for tensor in manifest.tensors]
     places: list[list[Place]] = [[] for _ in specs]

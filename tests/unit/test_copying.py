@@ -239,18 +239,23 @@ def test_a_source_out_of_reach_ends_the_copy() -> None:
 
 
 @pytest.mark.parametrize("step", [1, 2])
-@pytest.mark.parametrize("moment", ["between look and write", "before the manifest"])
+@pytest.mark.parametrize("moment", ["behind the first look", "before the pack", "before the manifest"])
 def test_two_copies_at_a_time_do_not_disturb_each_other(moment: str, step: int) -> None:
     """The one is done whole while the other is in the midst of a checkpoint, as its store's operations tell."""
     here, inner = filled(MemoryStore()), MemoryStore()
     there = ScriptedStore(inner)
     with CheckpointManager(here, experiment="digits") as manager:
         own = manager.resolve(f"t{step}").id
-    folder = layout.PACKS if moment == "between look and write" else layout.MANIFESTS
-    there.once(
-        lambda operation, key, when: operation == "create" and key.startswith(folder) and own in key,
-        lambda: copy_checkpoints(here, inner),
-    )
+    folder = layout.MANIFESTS if moment == "before the manifest" else layout.PACKS
+    looks: list[str] = []
+
+    def has_come(operation: str, key: str, when: str) -> bool:
+        if not key.startswith(folder) or own not in key:
+            return False
+        looks.append(operation)
+        return len(looks) == 2 if moment == "behind the first look" else operation == "create"
+
+    there.once(has_come, lambda: copy_checkpoints(here, inner))
     told: list[tuple[int, int]] = []
     done = copy_checkpoints(here, there, progress=lambda *bytes_: told.append(bytes_))
     assert there.done
