@@ -27,10 +27,13 @@ class _Latency(msgspec.Struct):
 class _Region(msgspec.Struct):
     hits: int
     misses: int
+    rate: float | None
 
 
 class _Cache(msgspec.Struct):
     regions: dict[str, _Region]
+    entries: int
+    bytes: int
 
 
 class _Shape(msgspec.Struct):

@@ -13,7 +13,10 @@ from ckpt_core.tracker.series import MetricSeries
 from ckpt_core.tracker.tables import Tabular
 from ckpt_core.tracker.views import Experiment
 
-__all__ = ["Comparison", "Row", "configuration_of", "environment_of"]
+__all__ = ["GROUPS", "Comparison", "Row", "configuration_of", "environment_of"]
+
+GROUPS = ("status", "config", "environment", "metric")
+"""What the facts that are compared belong to, in the order of the rows."""
 
 _ONE_BY_ONE = ("packages", "frameworks", "hardware", "job")
 
@@ -23,7 +26,7 @@ class Row:
     """One fact of all the experiments, in their order; None where one does not have it."""
 
     group: str
-    """`status`, `config`, `environment` or `metric`."""
+    """One of GROUPS."""
     name: str
     values: tuple[Any, ...]
 

@@ -1,4 +1,5 @@
-"""What the API changes, where the server lets it: tags, pins; and verification, which is written down."""
+"""What the API changes, where the server lets it: tags of checkpoints and of experiments, pins; and verification,
+which is written down."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from ckpt_core.pipeline.workspace import Workspace
+from ckpt_core.tracker.experiments import ExperimentTracker
 from ckpt_core.web import documents as say
 from ckpt_core.web.base import BaseAPI
 from ckpt_core.web.choosing import Choosing
@@ -22,12 +24,15 @@ class ChangingAPI(BaseAPI):
     def __init__(self, workspace: Workspace) -> None:
         super().__init__(workspace)
         self._choosing = Choosing(workspace)
+        self._tracker = ExperimentTracker(workspace)
 
     def router(self) -> APIRouter:
         router = APIRouter()
         for method, path, endpoint, status in (
             ("PUT", "/checkpoints/{id}/tags", self.tag, 200),
             ("DELETE", "/tags", self.untag, 204),
+            ("PUT", "/experiments/{name}/tags", self.tag_experiment, 200),
+            ("DELETE", "/experiments/{name}/tags", self.untag_experiment, 204),
             ("PUT", "/checkpoints/{id}/pin", self.pin, 200),
             ("DELETE", "/checkpoints/{id}/pin", self.unpin, 200),
             ("POST", "/checkpoints/{id}/verify", self.verify, 200),
@@ -45,6 +50,15 @@ class ChangingAPI(BaseAPI):
     def untag(self, experiment: Name, tag: Name) -> None:
         """Removes a tag; one that is not there is no error."""
         self.workspace.untag(experiment, tag)
+
+    def tag_experiment(self, name: say.ExperimentName, body: say.TagName) -> say.ExperimentDetail:
+        """Puts a tag on an experiment."""
+        self._tracker.tag(name, body.tag)
+        return say.experiment_detail(self._tracker.experiment(name))
+
+    def untag_experiment(self, name: say.ExperimentName, tag: Name) -> None:
+        """Takes a tag off an experiment; one that is not there is no error."""
+        self._tracker.untag(name, tag)
 
     def pin(self, id: say.Id) -> say.CheckpointDocument:  # noqa: A002
         """Keeps the checkpoint from every retention policy."""

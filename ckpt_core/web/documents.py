@@ -13,18 +13,21 @@ from pydantic import BaseModel, Field
 
 from ckpt_core import clock
 from ckpt_core.model import Checkpoint, ExperimentSummary
-from ckpt_core.tracker.views import Experiment, Parent, Status
+from ckpt_core.tracker.comparison import Row
+from ckpt_core.tracker.views import AttemptView, Experiment, Parent, Status
 
 __all__ = [
-    "AttemptDocument", "CheckpointDocument", "CheckpointPage", "DecisionDocument", "DiffDocument",
-    "ExperimentDetail", "ExperimentDocument", "ExperimentPage", "Id", "LeafDocument", "LeafPage", "MetricNames",
-    "ParentDocument", "PointDocument", "PointPage", "RetentionDocument", "StoreInfo", "TagName",
-    "VerifyDocument", "checkpoint_document", "experiment_detail", "experiment_document", "number", "plain_json",
+    "AttemptDocument", "CheckpointDocument", "CheckpointPage", "ComparisonPage", "DecisionDocument", "DiffDocument",
+    "ExperimentDetail", "ExperimentDocument", "ExperimentName", "ExperimentPage", "Id", "LeafDocument", "LeafPage",
+    "MetricNames", "ParentDocument", "PerformancePage", "PointDocument", "PointPage", "RetentionDocument", "StoreInfo",
+    "TagName", "VerifyDocument", "checkpoint_document", "experiment_detail", "experiment_document", "number",
+    "performance_document", "plain_json", "row_document",
 ]  # fmt: skip
 
 Id = Annotated[
     str, InPath(pattern="^[0-7][0-9A-HJKMNP-TV-Z]{25}$", description="The id of a checkpoint, all of it.")
 ]
+ExperimentName = Annotated[str, InPath(max_length=255)]
 Number = float | str
 
 
@@ -88,6 +91,53 @@ class ExperimentDetail(BaseModel):
     config: dict[str, Any]
     environment: dict[str, Any]
     attempts: list[AttemptDocument] = Field(description="From the oldest to the newest.")
+
+
+class RowDocument(BaseModel):
+    group: Literal["status", "config", "environment", "metric"]
+    name: str
+    same: bool
+    values: list[Any]
+
+
+class ComparisonPage(BaseModel):
+    experiments: list[str]
+    items: list[RowDocument]
+    next: str | None
+
+
+class LatencyDocument(BaseModel):
+    count: int
+    p50: float
+    p99: float
+
+
+class RegionDocument(BaseModel):
+    hits: int
+    misses: int
+    rate: float | None
+
+
+class CacheDocument(BaseModel):
+    regions: dict[str, RegionDocument]
+    entries: int
+    bytes: int
+
+
+class PerformanceDocument(BaseModel):
+    experiment: str
+    attempt: int
+    id: str
+    status: Status
+    latencies: dict[str, LatencyDocument]
+    bytes: dict[str, int]
+    cache: CacheDocument
+    queues: dict[str, int]
+
+
+class PerformancePage(BaseModel):
+    items: list[PerformanceDocument]
+    next: str | None
 
 
 class CheckpointDocument(BaseModel):
@@ -259,6 +309,20 @@ def experiment_detail(found: Experiment) -> ExperimentDetail:
             for each in found.attempts
         ],
     )
+
+
+def row_document(row: Row) -> RowDocument:
+    """One fact of experiments that are compared."""
+    values = [plain_json(value) for value in row.values]
+    return RowDocument.model_validate(
+        {"group": row.group, "name": plain_json(row.name), "same": row.same, "values": values}
+    )
+
+
+def performance_document(name: str, view: AttemptView, figures: dict[str, Any]) -> PerformanceDocument:
+    """The figures of an attempt, in the shape that `are_figures` holds them to."""
+    own = {"experiment": name, "attempt": view.number, "id": view.id, "status": view.status}
+    return PerformanceDocument.model_validate({**figures, **own})
 
 
 def _parent(parent: Parent | None) -> ParentDocument | None:

@@ -6,7 +6,6 @@ from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
-from fastapi import Path as InPath
 from pydantic import Field
 from starlette.responses import Response
 
@@ -19,6 +18,7 @@ from ckpt_core.maintenance.leaves import plain_leaves, tensor_specs
 from ckpt_core.model import Checkpoint
 from ckpt_core.pipeline.workspace import Workspace
 from ckpt_core.policies import RetentionContext, asked_policies, decide_lineages
+from ckpt_core.tracker.comparison import GROUPS, Row
 from ckpt_core.tracker.experiments import ExperimentTracker
 from ckpt_core.tracker.views import Status
 from ckpt_core.tree import dtypes
@@ -54,6 +54,8 @@ class ReadingAPI(BaseAPI):
             ("/store", self.store),
             ("/experiments", self.experiments),
             ("/experiments/{name}", self.experiment),
+            ("/comparison", self.comparison),
+            ("/performance", self.performance),
             ("/metrics", self.metrics),
             ("/series", self.series),
             ("/checkpoints", self.checkpoints),
@@ -96,9 +98,32 @@ class ReadingAPI(BaseAPI):
             items=[say.experiment_document(each, holds.get(each.name)) for each in items], next=following
         )
 
-    def experiment(self, name: Annotated[str, InPath(max_length=255)]) -> say.ExperimentDetail:
+    def experiment(self, name: say.ExperimentName) -> say.ExperimentDetail:
         """One experiment: its configuration, where it ran, what it began from, and how each attempt ended."""
         return say.experiment_detail(self._tracker.experiment(name))
+
+    def comparison(
+        self,
+        experiment: Annotated[list[OneName], Query(max_length=100)],
+        cursor: Cursor = None,
+        limit: Limit = 1000,
+    ) -> say.ComparisonPage:
+        """Experiments side by side, two or more: how they stand, configuration, environment, and of each metric the
+        last value, the least and the greatest. `values` are in the order of `experiments`, null where one has none."""
+        found = self._tracker.compare(*experiment)
+        rows = sorted(found.rows, key=_by_group)
+        items, following = page(rows, _by_group, cursor, limit)
+        return say.ComparisonPage(
+            experiments=[each.name for each in found.experiments],
+            items=[say.row_document(row) for row in items],
+            next=following,
+        )
+
+    def performance(self, cursor: Cursor = None, limit: Limit = 100) -> say.PerformancePage:
+        """How saves and loads have fared in the newest attempt of each experiment that has given figures: at its end,
+        or with its last sign of life, which comes once a minute. Latencies are in seconds."""
+        items, following = page(self._tracker.performance(), lambda each: [each[0]], cursor, limit)
+        return say.PerformancePage(items=[say.performance_document(*each) for each in items], next=following)
 
     def metrics(self, experiment: Name) -> say.MetricNames:
         """The names of the metrics of an experiment: those it logged, and those of its checkpoints."""
@@ -253,14 +278,16 @@ class ReadingAPI(BaseAPI):
     def _known(self, experiment: str) -> list[Checkpoint]:
         found = self.workspace.index.checkpoints(experiment)
         if not found:
-            raise NotFoundError(
-                f"the store has no checkpoints of experiment {experiment!r}", kind="experiment"
-            )
+            self._tracker.experiment(experiment)  # raises, where there is none
         return found
 
 
 def _newest_first(checkpoint: Checkpoint) -> list[Any]:
     return [-int(checkpoint.created_at.timestamp() * 1_000_000), checkpoint.id]
+
+
+def _by_group(row: Row) -> list[Any]:
+    return [GROUPS.index(row.group), row.name]
 
 
 def _tensor(change: TensorChange) -> dict[str, Any]:

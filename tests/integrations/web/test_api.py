@@ -159,6 +159,60 @@ def test_what_is_in_a_checkpoint(api: TestClient, newest: str) -> None:
     assert get(api, "/store")["allow_write"] is False
 
 
+def test_experiments_side_by_side(tmp_path: Path) -> None:
+    for name, rate in (("a", 0.1), ("b", 0.2)):
+        config = {"optimizer": {"lr": rate, "name": "adam"}}
+        with CheckpointManager(tmp_path, experiment=name, config=config) as manager:
+            manager.log({"loss": float("nan") if name == "a" else rate}, step=1)
+    line = ["experiments", "compare", "a", "b", "--store", str(tmp_path), "--json"]
+    told = json.loads(CliRunner().invoke(program, line).stdout)["data"]
+    with closing(Workspace.open(tmp_path)) as workspace:
+        api = client_of(workspace)
+        found = get(api, "/comparison", experiment=["a", "b"])
+        assert (found["experiments"], found["next"]) == (["a", "b"], None)
+        rows = {(row["group"], row["name"]): row for row in found["items"]}
+        learning = rows["config", "optimizer.lr"]
+        assert (learning["values"], learning["same"]) == ([0.1, 0.2], False)
+        assert rows["config", "optimizer.name"]["same"] is True
+        assert rows["metric", "loss last"]["values"] == ["NaN", 0.2]
+        groups = ["status", "config", "environment", "metric"]
+        assert list(dict.fromkeys(row["group"] for row in found["items"])) == groups
+        assert {(row["group"], row["name"], row["same"]) for row in told["rows"]} == {
+            (row["group"], row["name"], row["same"]) for row in found["items"]
+        }
+        pages, cursor = [], None
+        while not pages or cursor:
+            more = {"cursor": cursor} if cursor else {}
+            part = get(api, "/comparison", experiment=["a", "b"], limit=7, **more)
+            pages.append(part["items"])
+            cursor = part["next"]
+        assert [row for part in pages for row in part] == found["items"]
+        assert max(map(len, pages)) == 7
+        assert get(api, "/comparison", 400, experiment=["a", "a"])["kind"] == "compare"
+        assert get(api, "/comparison", 404, experiment=["a", "c"])["kind"] == "experiment"
+        assert get(api, "/comparison", 422)["kind"] == "validation"
+
+
+def test_how_saves_and_loads_fared(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        with CheckpointManager(tmp_path, experiment=name) as manager:
+            manager.save({"w": np.ones(1000)}, step=1, wait=True)
+    line = ["stats", "--perf", "--store", str(tmp_path), "--json"]
+    told = json.loads(CliRunner().invoke(program, line).stdout)["data"]["attempts"]
+    assert [each["experiment"] for each in told] == ["a", "b"]
+    with closing(Workspace.open(tmp_path)) as workspace:
+        api = client_of(workspace)
+        found = get(api, "/performance")
+        assert found == {"items": told, "next": None}
+        assert found["items"][0]["latencies"]["save"]["count"] == 1
+        assert found["items"][0]["bytes"]["saved"] == 8000
+        first = get(api, "/performance", limit=1)
+        rest = get(api, "/performance", cursor=first["next"])
+        assert first["items"] + rest["items"] == told
+        tag = api.get("/api/v1/performance").headers["etag"]
+        assert api.get("/api/v1/performance", headers={"If-None-Match": tag}).status_code == 304
+
+
 def test_differences(api: TestClient, newest: str) -> None:
     found = get(api, f"/checkpoints/{newest}/diff", measure=True)
     assert (found["old"]["step"], found["new"]["step"], found["same"]) == (6, 7, False)
@@ -178,6 +232,16 @@ def test_what_retention_would_do(api: TestClient) -> None:
     wrong = {"keep_best": 1, "metric": "los", "mode": "max"}  # keeps none: a typing error
     assert "it has loss" in get(api, "/retention", 404, experiment="digits", **wrong)["detail"]
     assert len(get(api, "/checkpoints", experiment="digits")["items"]) == 7
+
+
+def test_of_no_checkpoints_retention_would_keep_none(tmp_path: Path) -> None:
+    with CheckpointManager(tmp_path, experiment="logged") as manager:
+        manager.log({"train": 0.5}, step=1)
+    with closing(Workspace.open(tmp_path)) as workspace:
+        api = client_of(workspace)
+        for asked in ({"keep_last": 1}, {"keep_best": 1, "metric": "loss", "mode": "min"}):
+            assert get(api, "/retention", experiment="logged", **asked) == {"items": []}
+        assert get(api, "/retention", 404, experiment="nobody", keep_last=1)["kind"] == "experiment"
 
 
 @pytest.mark.parametrize(
@@ -364,6 +428,27 @@ def test_tags_and_pins(writing: TestClient, api: TestClient, newest: str) -> Non
         assert answer.status_code in (400, 422), bad
         assert answer.headers["content-type"] == "application/problem+json"
     assert writing.post(f"{place}/verify", json={}).json()["ok"] is True
+
+
+def test_tags_of_an_experiment(tmp_path: Path) -> None:
+    with CheckpointManager(tmp_path, experiment="größe π") as manager:
+        manager.log({"train": 0.5}, step=1)
+    with closing(Workspace.open(tmp_path)) as workspace:
+        writing, api = client_of(workspace, allow_write=True), client_of(workspace)
+        own = "/api/v1/experiments/größe π"
+        before = api.get(own).headers["etag"]
+        assert writing.put(f"{own}/tags", json={"tag": "good"}).json()["tags"] == ["good"]
+        assert writing.put(f"{own}/tags", json={"tag": "latest"}).json()["tags"] == ["good", "latest"]
+        assert [each["name"] for each in get(api, "/experiments", tag="good")["items"]] == ["größe π"]
+        assert api.get(own).headers["etag"] != before
+        for tag in ("good", "latest", "latest"):  # one that is not there is no error
+            assert writing.delete(f"{own}/tags", params={"tag": tag}).status_code == 204
+        assert api.get(own).headers["etag"] == before
+        nobody = writing.put("/api/v1/experiments/nobody/tags", json={"tag": "good"})
+        assert (nobody.status_code, nobody.json()["kind"]) == (404, "experiment")
+        refused = [api.put(f"{own}/tags", json={"tag": "x"}), api.delete(f"{own}/tags", params={"tag": "x"})]
+        assert [(each.status_code, each.json()["kind"]) for each in refused] == [(403, "read-only")] * 2
+        assert get(api, "/experiments")["items"][0]["tags"] == []
 
 
 # -- parts of others ------------------------------------------------------------------------------

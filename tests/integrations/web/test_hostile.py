@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from starlette.testclient import TestClient
 
 from ckpt_core import Workspace
 from ckpt_core.web.guard import BODY_LIMIT
-from contract.web_case import TOKEN, client_of, fill
+from contract.web_case import NAME, TOKEN, client_of, fill
 
 SECURITY = {
     "x-content-type-options": "nosniff",
@@ -25,6 +26,9 @@ TEXTS = [
     "../../store.json", "..\\..\\x", "/etc/passwd", "%2e%2e%2f", "http://169.254.169.254/", "file:///etc/passwd", "\0", "a\0b",
     "x" * 9_000, "\U0001f4a3" * 100, "\u202e", "model/../../w", "~", "*" * 200, "[", "__proto__", "'; DROP TABLE tags; --",
 ]  # fmt: skip
+
+EXPERIMENT = "/api/v1/experiments/digits"
+MEANING = [b'{"tag": "latest"}', b'{"tag": "step=1"}']
 
 
 def refused(answer: Any, *statuses: int) -> None:
@@ -145,10 +149,28 @@ def test_texts_name_nothing_else(api: TestClient, newest: str, value: str) -> No
     refused(api.get(f"/api/v1/checkpoints/{newest}/tensor", params={"path": value}), 404, 422)
     refused(api.get("/api/v1/checkpoint", params={"ref": value}), 400, 404, 422)
     refused(api.get("/api/v1/metrics", params={"experiment": value}), 400, 404, 422)
+    refused(api.get("/api/v1/comparison", params={"experiment": ["digits", value]}), 400, 404, 422)
+    refused(api.get("/api/v1/retention", params={"experiment": value, "keep_last": 1}), 400, 404, 422)
     refused(api.get(f"/api/v1/checkpoints/{newest}/diff", params={"old": value}), 422)
     answer = api.get(f"/api/v1/checkpoints/{newest}/safetensors", params={"include": value})
     if not value.startswith("*"):
         refused(answer, 404, 422)
+
+
+def test_a_tag_that_is_none_is_taken_off_nothing(writing: TestClient) -> None:
+    for value in (text for text in TEXTS if "/" not in text):
+        for place, tag in ((f"/api/v1/experiments/{quote(value)}/tags", "x"), (f"{EXPERIMENT}/tags", value)):
+            answer = writing.delete(place, params={"tag": tag})
+            if answer.status_code != 204:
+                refused(answer, 400, 404, 422)
+            refused(writing.put(f"/api/v1/experiments/{quote(value)}/tags", json={"tag": "x"}), 400, 404, 422)
+    assert [each["name"] for each in writing.get("/api/v1/experiments").json()["items"]] == ["digits", NAME]
+    assert writing.get(EXPERIMENT).json()["tags"] == []
+
+
+def test_more_experiments_than_anybody_compares(api: TestClient) -> None:
+    refused(api.get("/api/v1/comparison", params={"experiment": ["digits"] * 101}), 422)
+    refused(api.get("/api/v1/comparison", params={"experiment": "digits"}), 400)
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "1001", "1e3", "NaN", "99999999999999999999", "x", ""])
@@ -161,7 +183,7 @@ def test_limits(api: TestClient, limit: str) -> None:
 
 def test_a_server_that_reads_changes_nothing(api: TestClient, newest: str) -> None:
     for method in ("POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "MKCOL"):
-        for path in (f"/api/v1/checkpoints/{newest}/pin", "/api/v1/tags", "/"):
+        for path in (f"/api/v1/checkpoints/{newest}/pin", "/api/v1/tags", f"{EXPERIMENT}/tags", "/"):
             refused(api.request(method, path, content=b"{}"), 403)
 
 
@@ -169,21 +191,23 @@ def test_a_server_that_reads_changes_nothing(api: TestClient, newest: str) -> No
     "kind", ["", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/jsonp", "text/plain; application/json"]
 )  # fmt: skip
 def test_a_change_that_a_form_could_send(writing: TestClient, newest: str, kind: str) -> None:
-    place = f"/api/v1/checkpoints/{newest}/tags"
-    refused(writing.put(place, content=b'{"tag": "x"}', headers={"Content-Type": kind}), 415)
+    for place in (f"/api/v1/checkpoints/{newest}", EXPERIMENT):
+        refused(writing.put(f"{place}/tags", content=b'{"tag": "x"}', headers={"Content-Type": kind}), 415)
 
 
 @pytest.mark.parametrize(
     "body",
     [b"", b"{", b"[]", b"null", b"NaN", b'{"tag": NaN}', b'{"tag": Infinity}', b'{"tag": "a\\u0000b"}', b'{"tag": "\\ud800"}',
-     b'{"tag": "\\u202e"}', b'{"tag": ["x"]}', b'{"tag": {"$ref": "x"}}', b"\xff\xfe{", b"[" * 30_000, b'{"tag": "latest"}',
-     b'{"tag": "step=1"}', b'{"tag": "a/../b"}', b'{"tag":"x","tag":1}'],
+     b'{"tag": "\\u202e"}', b'{"tag": ["x"]}', b'{"tag": {"$ref": "x"}}', b"\xff\xfe{", b"[" * 30_000, b'{"tag": "a/../b"}',
+     b'{"tag":"x","tag":1}', *MEANING],
 )  # fmt: skip
 def test_bodies_that_are_no_tag(writing: TestClient, newest: str, body: bytes) -> None:
-    place = f"/api/v1/checkpoints/{newest}/tags"
-    before = writing.get(f"/api/v1/checkpoints/{newest}").json()["tags"]
-    refused(writing.put(place, content=body, headers={"Content-Type": "application/json"}), 400, 422)
-    assert writing.get(f"/api/v1/checkpoints/{newest}").json()["tags"] == before
+    # What means something in a reference may be a tag of an experiment, which is none.
+    for place in (f"/api/v1/checkpoints/{newest}", *([] if body in MEANING else [EXPERIMENT])):
+        before = writing.get(place).json()["tags"]
+        answer = writing.put(f"{place}/tags", content=body, headers={"Content-Type": "application/json"})
+        refused(answer, 400, 422)
+        assert writing.get(place).json()["tags"] == before
 
 
 def test_bodies_that_are_too_long(writing: TestClient, newest: str) -> None:
@@ -226,7 +250,7 @@ def test_the_store_is_as_it_was(tmp_path: Path) -> None:
         newest = workspace.index.checkpoints("digits")[-1].id
         before = files(tmp_path / "store")
         paths = api.get("/api/v1/openapi.json").json()["paths"]
-        right = {
+        right: dict[str, Any] = {
             "experiment": "digits", "name": "train", "ref": "digits@latest", "path": "model/w", "keep_last": "1", "measure": "true",
         }  # fmt: skip
         for path, methods in paths.items():
@@ -234,6 +258,8 @@ def test_the_store_is_as_it_was(tmp_path: Path) -> None:
                 asked = {p["name"] for p in operation.get("parameters", ()) if p["in"] == "query"}
                 for value in (None, *(TEXTS[::3] if asked else ())):
                     query = {n: v if value is None else value for n, v in right.items() if n in asked}
+                    if path.endswith("/comparison") and value is None:
+                        query["experiment"] = ["digits", NAME]
                     place = path.format(id=newest, name="digits")
                     answer = api.request(method, place, params=query, json=None if method == "get" else {})
                     if value is None:

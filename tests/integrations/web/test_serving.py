@@ -277,9 +277,10 @@ def test_the_token_file_follows_no_link(tmp_path: Path) -> None:
 
 def test_whatever_the_document_allows_is_answered_as_it_says(tmp_path: Path) -> None:
     """Schemathesis makes requests of the OpenAPI document, right ones and wrong ones."""
-    with CheckpointManager(tmp_path / "store", experiment="x") as manager:
-        manager.log({"loss": 1.0}, step=1)
-        manager.save({"w": np.arange(100)}, step=1, metrics={"loss": 1.0}, tags=["t"], wait=True)
+    for name in ("x", "y"):
+        with CheckpointManager(tmp_path / "store", experiment=name) as manager:
+            manager.log({"loss": 1.0}, step=1)
+            manager.save({"w": np.arange(100)}, step=1, metrics={"loss": 1.0}, tags=["t"], wait=True)
     workspace = Workspace.open(tmp_path / "store")
     app = create_app(workspace, token=TOKEN, allow_write=True, hosts=["testserver", "localhost", "127.0.0.1"])
     own = {"Authorization": f"Bearer {TOKEN}"}
