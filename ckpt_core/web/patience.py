@@ -10,7 +10,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 __all__ = ["SECONDS", "PatientProtocol"]
 
-SECONDS = 15.0
+SECONDS = 15
 """For the whole of a request, its body too; and between an answer and the next request of a connection."""
 
 
@@ -27,11 +27,11 @@ class PatientProtocol(H11Protocol):
         super().connection_made(transport)
         self._end = self.loop.call_later(self.seconds, transport.abort)
 
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+    def handle_events(self) -> None:
+        super().handle_events()
         if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
             self._stop()
-        elif self._end is None:  # the next request has begun
+        elif self._end is None and self.timeout_keep_alive_task is None:  # the next request has begun
             self._end = self.loop.call_later(self.seconds, self.transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -42,6 +42,7 @@ class Server:
 
             from ckpt_core.web.app import create_app
             from ckpt_core.web.guard import LOOPBACK
+            from ckpt_core.web.patience import SECONDS, PatientProtocol
         except ImportError as error:
             raise MissingExtraError(_ADVICE) from error
         self.token = token or ids.secret()
@@ -53,9 +54,9 @@ class Server:
         self.address = f"http://{shown}:{self.port}/"
         # Its access log would show what is asked; h11 refuses what two servers could read in two ways.
         config = uvicorn.Config(
-            app, http="h11", ws="none", lifespan="off", access_log=False, log_level="warning", server_header=False,
-            timeout_keep_alive=15, limit_concurrency=100, h11_max_incomplete_event_size=64 << 10,
-            timeout_graceful_shutdown=_PATIENCE,
+            app, http=PatientProtocol, ws="none", lifespan="off", access_log=False, log_level="warning",
+            server_header=False, timeout_keep_alive=SECONDS, limit_concurrency=100,
+            h11_max_incomplete_event_size=64 << 10, timeout_graceful_shutdown=_PATIENCE,
         )  # fmt: skip
         self._server = uvicorn.Server(config)
 

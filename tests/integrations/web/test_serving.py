@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import os
 import re
@@ -12,10 +13,11 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -31,6 +33,7 @@ from schemathesis.specs.openapi import checks
 from ckpt_core import CheckpointManager, CkptError, UsageError, Workspace
 from ckpt_core.web import serving as serving_module
 from ckpt_core.web.app import create_app
+from ckpt_core.web.patience import PatientProtocol
 from ckpt_core.web.serving import Server, token_file
 from contract.web_case import NAME, TOKEN, state
 
@@ -40,12 +43,20 @@ NOT_OURS = [checks.positive_data_acceptance]
 
 @pytest.fixture(scope="module")
 def server(workspace: Workspace) -> Iterator[Server]:
-    server = Server(workspace, token=TOKEN)
+    with running(workspace) as server:
+        yield server
+
+
+@contextmanager
+def running(workspace: Workspace, **options: Any) -> Iterator[Server]:
+    server = Server(workspace, token=TOKEN, **options)
     thread = threading.Thread(target=server.run)
     thread.start()
-    yield server
-    server.stop()
-    thread.join(60)
+    try:
+        yield server
+    finally:
+        server.stop()
+        thread.join(60)
     assert not thread.is_alive()
 
 
@@ -244,6 +255,64 @@ def test_who_never_ends_does_not_hold_the_server(
         server.stop()
         thread.join(60)
         assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("begun", "more"),
+    [
+        (b"", b""),
+        (b"GET /api/v1/store HTTP/1.1\r\nHost: localhost\r\nX-Slow: ", b"y"),
+        (b"PUT /api/v1/tags HTTP/1.1\r\nHost: localhost\r\nContent-Length: 60000\r\n\r\n", b"{"),
+        (
+            f"PUT /api/v1/experiments/digits/tags HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
+            "Content-Type: application/json\r\nContent-Length: 60000\r\n\r\n".encode(),
+            b" ",
+        ),
+        (
+            f"GET /api/v1/store HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n\r\nGET /".encode(),
+            b"x",
+        ),
+    ],
+    ids=["nothing", "headers", "a body", "a body with a token", "a second request"],
+)
+def test_a_request_that_never_becomes_whole(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, begun: bytes, more: bytes
+) -> None:
+    """A byte now and then keeps no connection open."""
+    monkeypatch.setattr(PatientProtocol, "seconds", 0.5)
+    with running(workspace, allow_write=True) as server:
+        for _ in range(2):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+                connection.sendall(begun)
+                connection.settimeout(0.05)
+                began = time.monotonic()
+                with suppress(ConnectionError):
+                    while time.monotonic() - began < 30:
+                        with suppress(TimeoutError):
+                            if not connection.recv(1 << 16):
+                                break
+                        connection.sendall(more)
+                assert time.monotonic() - began < 30
+
+
+def test_who_asks_in_time_may_wait_for_his_answer(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PatientProtocol, "seconds", 0.2)
+    router = APIRouter()
+
+    async def slow() -> str:
+        await asyncio.sleep(0.6)
+        return "done"
+
+    router.add_api_route("/slow", slow)
+    with running(workspace, parts=[router]) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        with closing(connection):
+            for _ in range(2):  # on one connection
+                connection.request("GET", "/api/v1/slow", headers={"Authorization": f"Bearer {TOKEN}"})
+                answer = connection.getresponse()
+                assert (answer.status, json.load(answer)) == (200, "done")
 
 
 def test_a_token_that_cannot_be_kept(tmp_path: Path) -> None:
