@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 # What several suites share tells as much of a failed assertion as a test does.
-for part in ("", "_case", "_checkpoints", "_copies", "_history", "_migrations", "_queries"):
+for part in ("", "_case", "_checkpoints", "_copies", "_history", "_migrations", "_plans", "_queries"):
     pytest.register_assert_rewrite(f"contract.catalog{part}")
 
 # A test gives the same answer on every machine and every day; `HYPOTHESIS_PROFILE=explore` goes looking for

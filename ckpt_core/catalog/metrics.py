@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 
-from sqlalchemy import Connection, exists, select
+from sqlalchemy import ColumnElement, Connection, exists, select
 
 from ckpt_core.catalog.dialect import upsert, upsert_bulk
 from ckpt_core.catalog.identities import attempt_ids, experiment_ids, experiment_of, metric_ids, metric_of
@@ -63,14 +63,11 @@ def _of_attempt(points: Iterable[MetricPoint], attempt: Attempt) -> Iterator[Met
 
 def names(connection: Connection, experiment: str, logged: bool) -> list[str]:
     """Names of the metrics that have a series or, unless only those are asked for, stand in a checkpoint; sorted."""
+    points = experiment_metrics.c
     query = select(metric_names.c.name).where(metric_names.c.experiment_id == experiment_of(experiment))
     if logged:
-        own = attempts.c.experiment_id == metric_names.c.experiment_id
-        query = query.where(
-            exists()
-            .where(own, experiment_metrics.c.attempt_id == attempts.c.id)
-            .where(experiment_metrics.c.metric_id == metric_names.c.id)
-        )
+        here = _is_any(points.attempt_id == attempts.c.id, points.metric_id == metric_names.c.id)
+        query = query.where(exists().where(attempts.c.experiment_id == metric_names.c.experiment_id, here))
     return list(connection.scalars(query.order_by(metric_names.c.name)))
 
 
@@ -111,8 +108,15 @@ def columns(
     return [effective[step] for step in sorted(effective)]
 
 
+def _is_any(*where: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Whether there is such a point. EXISTS is made a join by servers, or a walk through the table for the first, and
+    either may read all that there is: this one begins in the index, and ends there."""
+    first = select(experiment_metrics.c.step).where(*where).order_by(*experiment_metrics.primary_key).limit(1)
+    return first.correlate(attempts, metric_names).scalar_subquery().is_not(None)
+
+
 def _newest_lineage(connection: Connection, experiment: str) -> str | None:
-    logged = exists().where(experiment_metrics.c.attempt_id == attempts.c.id)
+    logged = _is_any(experiment_metrics.c.attempt_id == attempts.c.id)
     query = select(attempts.c.lineage_uid).where(
         attempts.c.experiment_id == experiment_of(experiment), logged
     )

@@ -8,6 +8,7 @@ from contract.catalog import CatalogContract
 from contract.catalog_case import emptied
 from contract.catalog_copies import CopiesContract
 from contract.catalog_migrations import MigrationsContract
+from contract.catalog_plans import MySQLPlans, PostgreSQLPlans
 from contract.servers import MariaDB, PostgreSQL
 
 
@@ -42,6 +43,20 @@ class TestPostgreSQLMigrations(MigrationsContract):
 class TestMariaDBMigrations(MigrationsContract):
     @pytest.fixture
     def fresh(self, mariadb: MariaDB) -> str:
+        return mariadb.new_database().render_as_string(hide_password=False)
+
+
+class TestPostgreSQLPlans(PostgreSQLPlans):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def place(cls, postgresql: PostgreSQL) -> str:
+        return postgresql.new_database().render_as_string(hide_password=False)
+
+
+class TestMariaDBPlans(MySQLPlans):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def place(cls, mariadb: MariaDB) -> str:
         return mariadb.new_database().render_as_string(hide_password=False)
 
 

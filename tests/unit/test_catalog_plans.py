@@ -82,6 +82,8 @@ OTHERS: dict[str, Question] = {
     "series of a lineage": lambda c: c.metric_series("digits", "loss", "L001"),
     "log": lambda c: c.add_metrics("digits", attempt(1), [point(1)]),
     "checks": lambda c: c.checks(uid(1), limit=3),
+    "a page of checks": lambda c: c.checks(limit=3),
+    "a page of the audit trail": lambda c: c.audit_log(limit=3),
     "audit": lambda c: c.audit("save", "x", "ok"),
 }
 LARGE = (
