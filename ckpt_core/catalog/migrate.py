@@ -9,9 +9,9 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from sqlalchemy import Connection, insert, inspect, select
+from sqlalchemy import Connection, Table, insert, inspect, select
 
-from ckpt_core.catalog import dialect, stores
+from ckpt_core.catalog import dialect, stores, way_back
 from ckpt_core.catalog.backups import back_up
 from ckpt_core.catalog.engine import Database
 from ckpt_core.catalog.schema import REVISIONS, catalog_version, metadata
@@ -41,7 +41,7 @@ def bring_up_to_date(
     if database.read_only:
         raise database.error("read-only", "it would have to be created or upgraded first")
     with database.altering() as connection:
-        found = _revision(connection, database)
+        found = _finished(database, connection, revisions, scripts)
         if found == head:
             return None
         if found is None:
@@ -57,7 +57,7 @@ def take_back(database: Database, wanted: str) -> Path | None:
     Raises UsageError for a revision that is none, CatalogError where the earlier one cannot hold what is there.
     """
     with database.altering() as connection:
-        found = _revision(connection, database)
+        found = _finished(database, connection, REVISIONS, SCRIPTS)
         _refuse_newer(database, found, REVISIONS)
         if found is None or wanted not in REVISIONS[: REVISIONS.index(found) + 1]:
             raise UsageError(
@@ -67,11 +67,32 @@ def take_back(database: Database, wanted: str) -> Path | None:
         return None if found == wanted else _change(database, connection, found, wanted, SCRIPTS)
 
 
+def _finished(
+    database: Database, connection: Connection, revisions: Sequence[str], scripts: str
+) -> str | None:
+    """The revision of the tables; before that, a way back that was interrupted is finished: from in between no way
+    leads up."""
+    found = _revision(connection, database)
+    wanted = way_back.wanted(found)
+    if wanted is None:
+        return found
+    place = way_back.place(connection)
+    _refuse_newer(database, place, revisions)
+    _log.warning(
+        "the catalog %s was left on its way back to revision %s: this is finished first", database, wanted
+    )
+    _change(database, connection, place or wanted, wanted, scripts)
+    return wanted
+
+
 def _change(database: Database, connection: Connection, found: str, wanted: str, scripts: str) -> Path | None:
     backup = _back_up(database, found)
     _log.info("the catalog %s goes from revision %s to %s; backup: %s", database, found, wanted, backup)
     try:
-        upgrade(connection, scripts, wanted)
+        if wanted <= found and dialect.ends_at_changes_of_tables(connection):
+            _go_back(connection, found, wanted, scripts)
+        else:
+            upgrade(connection, scripts, wanted)
         _check_references(connection)
     except CkptError:
         raise
@@ -91,6 +112,17 @@ def _change(database: Database, connection: Connection, found: str, wanted: str,
     return backup
 
 
+def _go_back(connection: Connection, found: str, wanted: str, scripts: str) -> None:
+    """Leaves a mark for as long as it lasts: the tables may stay in between."""
+    way_back.begin(connection, found, wanted)
+    try:
+        upgrade(connection, scripts, wanted, way_back.progress)
+    except ValueError:  # a revision that cannot hold what there is says so before it changes anything
+        way_back.end(connection, way_back.place(connection) or found)
+        raise
+    way_back.end(connection, wanted)
+
+
 def check(database: Database) -> None:
     """Whether a catalog of this revision is all there. Raises CatalogError."""
     with database.reading() as connection:
@@ -103,14 +135,17 @@ def check(database: Database) -> None:
                 raise database.error("corrupt", str(found))
 
 
-def upgrade(connection: Connection, scripts: str = SCRIPTS, wanted: str = "head") -> None:
-    """Runs every revision on the way to this one, up or down, inside the caller's transaction."""
+def upgrade(
+    connection: Connection, scripts: str = SCRIPTS, wanted: str = "head", version: Table = catalog_version
+) -> None:
+    """Runs every revision on the way to this one, up or down, inside the caller's transaction. `version`: the table
+    that says where the others are."""
     from alembic import command
     from alembic.config import Config
 
-    config = Config(attributes={"connection": connection, "version_table": catalog_version.name})
+    config = Config(attributes={"connection": connection, "version_table": version.name})
     config.set_main_option("script_location", scripts.replace("%", "%%"))
-    back = wanted in REVISIONS and (_version(connection) or "") > wanted
+    back = wanted in REVISIONS and (_version(connection, version) or "") > wanted
     (command.downgrade if back else command.upgrade)(config, wanted)
 
 
@@ -158,13 +193,13 @@ def _revision(connection: Connection, database: Database) -> str | None:
     return None
 
 
-def _version(connection: Connection) -> str | None:
-    found: str | None = connection.scalar(select(catalog_version.c.version_num))
+def _version(connection: Connection, table: Table = catalog_version) -> str | None:
+    found: str | None = connection.scalar(select(table.c.version_num))
     return found
 
 
 def _refuse_newer(database: Database, found: str | None, revisions: Sequence[str]) -> None:
-    if found is not None and found not in revisions:
+    if found is not None and way_back.wanted(found) is None and found not in revisions:
         raise FormatError(
             f"the catalog {database} is of revision {found}, newer than this version of ckpt-core knows "
             f"({revisions[-1]}): upgrade with `pip install -U ckpt-core`",

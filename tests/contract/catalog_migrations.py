@@ -148,6 +148,41 @@ class MigrationsContract:
             assert everything(catalog) == before
             assert catalog.verify_audit() is None
 
+    @pytest.mark.parametrize(
+        "last", ["DROP TABLE config_values", "DROP TABLE listings", "CREATE TABLE listings"]
+    )
+    def test_a_way_back_that_was_interrupted_is_finished_by_whoever_opens_next(
+        self, fresh: str, database: Database, last: str
+    ) -> None:
+        with Catalog.open(fresh, store="01STORE") as catalog:
+            fill(catalog)
+            before = everything(catalog)
+        done = False
+
+        def interrupt(_c: Any, _u: Any, statement: str, _p: Any, _x: Any, _m: bool) -> None:
+            nonlocal done
+            if done and not statement.startswith("SELECT"):
+                raise ZeroDivisionError("the power went")
+            done = " ".join(statement.split()).startswith(last)
+
+        event.listen(database.engine, "before_cursor_execute", interrupt)
+        with pytest.raises(CatalogError, match="the power went"):
+            migrate.take_back(database, "0002")
+        event.remove(database.engine, "before_cursor_execute", interrupt)
+        half = migrate.revision(database)
+        assert half == (
+            schema.HEAD if half in schema.REVISIONS else "back to 0002"
+        )  # no earlier version knows it
+        with Catalog.open(fresh, store="01STORE") as catalog:
+            assert everything(catalog) == before
+            assert catalog.verify_audit() is None
+            catalog.set_experiment_tag("digits", "good")
+            catalog.audit("save", uid(5), "ok")
+            assert catalog.verify_audit() is None
+        with database.reading() as connection:
+            context = MigrationContext.configure(connection, opts={"version_table": "catalog_version"})
+            assert compare_metadata(context, schema.metadata) == []
+
     @pytest.mark.parametrize("after", [1, 9])
     def test_a_catalog_whose_making_was_interrupted_is_made(
         self, fresh: str, database: Database, after: int
