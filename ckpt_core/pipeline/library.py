@@ -20,7 +20,7 @@ from ckpt_core.pipeline import undo
 from ckpt_core.pipeline.fallback import LoadRequest, StateLoader
 from ckpt_core.pipeline.opened import CheckpointReader, open_checkpoint
 from ckpt_core.pipeline.resolve import Mode, candidates, choose_forgotten, newest_lineage, split_reference
-from ckpt_core.pipeline.trust import Readable, sign, trusted_manifest
+from ckpt_core.pipeline.trust import Readable, sign, standing_manifest
 from ckpt_core.pipeline.workspace import Workspace
 from ckpt_core.repository import GRACE_SECONDS, Verify, refuse_if_gone
 
@@ -167,13 +167,14 @@ class Library(ABC):  # noqa: B024 - abstract because it is only a part: Checkpoi
         """
         with self.workspace.figures.timed("open"):
             checkpoint = self.resolve(ref)
-            repository = self.workspace.repository
-            if repository.trusted is None:
-                manifest = self.workspace.manifests.read(checkpoint.key).manifest
-            else:  # who asks for signatures wants to see what stands there now
-                manifest = trusted_manifest(repository, checkpoint, verify)
+            manifest = standing_manifest(self.workspace, checkpoint, verify)
             return open_checkpoint(
-                repository, manifest, checkpoint, verify=verify, framework=framework, backend=self.backend
+                self.workspace.repository,
+                manifest,
+                checkpoint,
+                verify=verify,
+                framework=framework,
+                backend=self.backend,
             )
 
     # -- marks ------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from ckpt_core.pipeline.workspace import Workspace
 from ckpt_core.repository import Repository, Verify, layout
 from ckpt_core.repository.layout import ManifestKey, parse_manifest_key
 
-__all__ = ["Readable", "keys_of", "sign", "trusted_manifest"]
+__all__ = ["Readable", "keys_of", "sign", "standing_manifest", "trusted_manifest"]
 
 T = TypeVar("T")
 _log = logging.getLogger("ckpt_core.load")
@@ -53,6 +53,14 @@ def trusted_manifest(repository: Repository, checkpoint: Checkpoint, verify: Ver
     if trusted is not None:
         repository.signatures.check(committed, trusted, repository.spare)
     return committed.manifest
+
+
+def standing_manifest(workspace: Workspace, checkpoint: Checkpoint, verify: Verify = "lazy") -> Manifest:
+    """The same, remembered for as long as it stands unchanged; not where only trusted keys count: who asks for
+    signatures wants to see what stands there now."""
+    if workspace.repository.trusted is None:
+        return workspace.manifests.read(checkpoint.key).manifest
+    return trusted_manifest(workspace.repository, checkpoint, verify)
 
 
 @final

@@ -7,7 +7,7 @@ from typing import Literal
 from ckpt_core.errors import NotFoundError
 from ckpt_core.format.documents import Manifest
 from ckpt_core.model import Checkpoint
-from ckpt_core.pipeline.trust import Readable, trusted_manifest
+from ckpt_core.pipeline.trust import Readable, standing_manifest
 from ckpt_core.pipeline.workspace import Workspace
 
 __all__ = ["Choosing"]
@@ -15,10 +15,10 @@ __all__ = ["Choosing"]
 
 class Choosing:
     """The checkpoints of a store, for as long as its server runs: a signature is not checked anew for each request that
-    only chooses."""
+    only chooses, nor is a manifest read for each range of a download."""
 
     def __init__(self, workspace: Workspace) -> None:
-        self._repository = workspace.repository
+        self._workspace = workspace
         self._readable = Readable(workspace)
 
     def by_id(self, identity: str) -> Checkpoint:
@@ -37,4 +37,4 @@ class Choosing:
     def readable(self, identity: str) -> tuple[Checkpoint, Manifest]:
         """A checkpoint and its manifest, to be read. Raises also SignatureError where nobody trusted signed it."""
         checkpoint = self.by_id(identity)
-        return checkpoint, trusted_manifest(self._repository, checkpoint)
+        return checkpoint, standing_manifest(self._workspace, checkpoint)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from ckpt_core import CacheManager, CheckpointManager, NotFoundError, clock
+from ckpt_core import CacheManager, CheckpointManager, CorruptionError, NotFoundError, clock
 from ckpt_core.maintenance import listings
 from ckpt_core.perf.figures import Figures
 from ckpt_core.pipeline.manifests import Manifests
@@ -216,6 +217,24 @@ def test_a_manifest_that_is_changed_is_read_again(
     path.write_bytes(path.read_bytes().replace(b'"step":3', b'"step":4'))
     with pytest.raises(ValueError, match="SHA-256"):
         manifests.read(latest.key)
+
+
+def test_a_header_is_looked_at_by_who_checks_and_by_nobody_else(tmp_path: Path) -> None:
+    """So that there is none to remember: the manifest says where each chunk is."""
+    with CheckpointManager(tmp_path / "store", experiment="digits") as manager:
+        manager.save({"w": np.arange(9)}, step=1, wait=True)
+        for _ in range(2):
+            manager.load("latest")
+        (pack,) = (tmp_path / "store" / "packs").rglob("*.safetensors")
+        data = bytearray(pack.read_bytes())
+        data[100] ^= 1
+        pack.write_bytes(data)
+        with manager.open("latest") as reader:
+            assert np.array_equal(reader["w"][...], np.arange(9))
+        assert np.array_equal(manager.load("latest", verify="lazy")["w"], np.arange(9))
+        with pytest.raises(CorruptionError) as caught:
+            manager.load("latest")
+        assert caught.value.kind == "header"
 
 
 # -- stats

@@ -22,6 +22,7 @@ from starlette.testclient import TestClient
 from ckpt_core import BaseAPI, CheckpointManager, Workspace
 from ckpt_core.cli.program import program
 from ckpt_core.format.signing import TrustedKeys, new_key
+from ckpt_core.pipeline import manifests
 from ckpt_core.policies import asked_policies
 from ckpt_core.web.base import installed
 from contract.web_case import NAME, client_of, fill, state
@@ -355,6 +356,21 @@ def test_what_a_client_has_is_not_sent_again(api: TestClient, newest: str) -> No
         assert (head.status_code, head.content) == (200, b"")
         assert head.headers["content-length"] == first.headers["content-length"]
     assert "immutable" in api.get(f"/api/v1/checkpoints/{newest}/safetensors").headers["cache-control"]
+
+
+def test_a_manifest_is_not_read_for_every_range(
+    workspace: Workspace, api: TestClient, newest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifests, "SETTLED", -1)
+    place = f"/api/v1/checkpoints/{newest}/tensor"
+    misses = []
+    for begin in range(4):
+        part = api.get(place, params={"path": "model/w"}, headers={"Range": f"bytes={begin}-9"})
+        assert part.status_code == 206
+        stats = workspace.figures.cache.stats().get("manifests")
+        misses.append(None if stats is None else stats.misses)
+    assert misses[-1] is not None
+    assert misses[-1] == misses[1]
 
 
 def test_damage_is_never_sent_as_data(tmp_path: Any, api: TestClient) -> None:
