@@ -31,10 +31,13 @@ class BackgroundQueue(Generic[Item]):
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    def put(self, item: Item) -> bool:
-        """Queue an item, without waiting; False if the queue is full or closed, or has no thread to use."""
+    def put(self, item: Item, *, limited: bool = True) -> bool:
+        """Queue an item, without waiting; False if the queue is full or closed, or has no thread to use.
+
+        One that is not `limited` has a place in a full queue, too.
+        """
         with self._changed:
-            if self._closed or len(self._items) >= self.limit:
+            if self._closed or (limited and len(self._items) >= self.limit):
                 return False
             self._items.append(item)
             if self._idle():

@@ -106,7 +106,8 @@ class BaseHook(ABC):
         return
 
     def detach(self) -> None:
-        """Told that whose hook it is has been closed, or could not be made after all: what it holds open can go.
+        """Told that whose hook it is has been closed, or could not be made after all, or that the hook was
+        unregistered: what it holds open can go.
 
         Within its `timeout`, if it has one. What it raises is logged.
         """

@@ -103,14 +103,19 @@ class HookManager:
     def unregister_hook(self, hook: BaseHook | Callable[..., object] | str) -> None:
         """Take out a hook, given as it was registered or by its name. Its statistics go with it.
 
-        Calls of it that are already queued still run. Raises UsageError if it is not registered.
+        Calls of it that are already queued still run. If it was told whose it is, it is told that it is over
+        (`detach`), after those. Raises UsageError if it is not registered.
         """
         with self._lock:
-            left = tuple(entry for entry in self._registered if not entry.is_of(hook))
-            if len(left) == len(self._registered):
+            gone = [entry for entry in self._registered if entry.is_of(hook)]
+            if not gone:
                 known = ", ".join(entry.name for entry in self._registered) or "there are none"
                 raise UsageError(f"{hook!r} is not registered; these hooks are: {known}", kind="unknown")
-            self._publish(left)
+            self._publish(tuple(entry for entry in self._registered if entry not in gone))
+            attached = self._owner is not None
+        for entry in gone if attached else ():
+            if not (entry.background and self._background.put((entry, None), limited=False)):
+                self._end(entry)
 
     def hooks(self, event: HookEvent | None = None) -> list[BaseHook]:
         """The hooks registered, or those of one event, in the order in which they run."""
@@ -210,25 +215,31 @@ class HookManager:
         """
         left = self._background.close(timeout)
         for entry, context in left:
-            self._drop(entry, context, "the hook manager was closed before its turn came")
+            if context is None:
+                self._end(entry)
+            else:
+                self._drop(entry, context, "the hook manager was closed before its turn came")
         done = not left and self._background.drain(0)
-        self._detach(self._registered)
+        self._detach()
         return done
 
-    def _detach(self, attached: Iterable[Registration]) -> None:
+    def _detach(self, attached: Iterable[Registration] | None = None) -> None:
+        """Tell those attached, all if left out, that it is over, once."""
         with self._lock:
             owner, self._owner = self._owner, None
-        if owner is None:
+            entries = self._registered if attached is None else attached
+        for entry in entries if owner is not None else ():
+            self._end(entry)
+
+    def _end(self, entry: Registration) -> None:
+        if entry.is_stuck():  # it would wait for itself
             return
-        for entry in attached:
-            if entry.is_stuck():  # it would wait for itself
-                continue
-            try:
-                calling.call(entry.hook.detach, entry.timeout, entry.name)
-            except calling.Overrun:
-                _log.error("hook %s did not end within its time limit of %s s", entry.name, entry.timeout)
-            except Exception as error:
-                _log.error("hook %s did not end well: %r", entry.name, error, exc_info=error)
+        try:
+            calling.call(entry.hook.detach, entry.timeout, entry.name)
+        except calling.Overrun:
+            _log.error("hook %s did not end within its time limit of %s s", entry.name, entry.timeout)
+        except Exception as error:
+            _log.error("hook %s did not end well: %r", entry.name, error, exc_info=error)
 
     def _free_name(self, hook: BaseHook) -> str:
         wanted = hook.name or type(hook).__name__
@@ -350,8 +361,11 @@ class HookManager:
         entry.circuit.undecided()
         _log.warning("hook %s was not run on %s: %s", entry.name, context.event.name, why)
 
-    def _run_in_background(self, item: tuple[Registration, HookContext]) -> None:
+    def _run_in_background(self, item: tuple[Registration, HookContext | None]) -> None:
         entry, context = item
+        if context is None:
+            self._end(entry)
+            return
         if entry.is_stuck():  # it may have come to be while this call was queued
             entry.count("dropped")
             self._fail(entry, context, [], "stuck")

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from ckpt_core.hooks import HookContext, HookEvent, HookManager, HookOutcome, HookPriority, hook
+from ckpt_core.hooks import BaseHook, HookContext, HookEvent, HookManager, HookOutcome, HookPriority, hook
 
 LONG = 60.0
 
@@ -295,3 +295,69 @@ def test_a_system_without_threads_left_drops_the_call(monkeypatch, caplog):
     assert manager.fire(at(1)) == HookOutcome()
     assert manager.statistics()["late"].dropped == 1
     assert manager.drain(0)
+
+
+class Attached(BaseHook):
+    events = (HookEvent.STEP_END,)
+
+    def __init__(self, told, **options):
+        super().__init__(**options)
+        self.told = told
+
+    def execute(self, context):
+        self.told.append(context.step)
+
+    def detach(self):
+        self.told.append("over")
+
+
+@pytest.mark.parametrize("priority", list(HookPriority))
+def test_one_that_is_unregistered_is_told_that_it_is_over_once(priority):
+    manager, told = HookManager(), []
+    manager.serve("the manager")
+    hook = manager.register_hook(Attached(told, priority=priority))
+    manager.fire(at(1))
+    manager.unregister_hook(hook)
+    assert manager.drain(LONG)
+    assert told == [1, "over"]
+    manager.close()
+    assert told == [1, "over"]
+
+
+def test_one_that_was_never_told_whose_it_is_is_not_told_that_it_is_over():
+    told = []
+    manager = HookManager([Attached(told, name="a")])
+    manager.unregister_hook("a")
+    assert told == []
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_what_is_queued_of_one_that_is_unregistered_comes_before_its_end(gate, closed):
+    manager, told = (
+        HookManager([background("first")(lambda context: gate.wait(LONG))], background_limit=2),
+        [],
+    )
+    manager.serve("the manager")
+    hook = manager.register_hook(Attached(told, priority=HookPriority.BACKGROUND))
+    manager.fire(at(1))  # the first holds the worker: the second waits, with whatever comes after it
+    manager.fire(at(2))
+    manager.unregister_hook(hook)
+    assert told == []
+    if closed:
+        assert not manager.close(timeout=0)
+        assert told == ["over"]  # calls whose turn does not come are dropped, the end is not
+    gate.set()
+    assert manager.drain(LONG)
+    assert told == (["over"] if closed else [1, "over"])
+
+
+def test_an_end_that_fails_is_told_and_keeps_nobody_from_going_on(caplog):
+    class Raises(Attached):
+        def detach(self):
+            raise OSError("the server is away")
+
+    manager = HookManager()
+    manager.serve("the manager")
+    manager.unregister_hook(manager.register_hook(Raises([])))
+    assert manager.hooks() == []
+    assert "hook Raises did not end well: OSError('the server is away')" in caplog.text
