@@ -6,7 +6,7 @@ says by `observe`, and finds in `Progress.memory`; that is saved with each check
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -81,9 +81,9 @@ class SavePolicy(Protocol):
     """A reason to save. Pure: the same progress gives the same answer.
 
     A policy may have more than `wants`: `observe(progress)` gives what it will remember after this event, and is asked
-    just before `wants`, which then finds it in `progress.memory`; `keeps(progress)` gives a `Keep` or None. `reads`:
-    the facts that it needs of those that cost something, `"loss"`, `"learning_rate"`; `signals`: names of signals that
-    it wants to hear of.
+    just before `wants`, which then finds it in `progress.memory`; `keeps(progress)` gives a `Keep`, several, or None.
+    `reads`: the facts that it needs of those that cost something, `"loss"`, `"learning_rate"`; `signals`: names of
+    signals that it wants to hear of.
     """
 
     def wants(self, progress: Progress) -> str | None:
@@ -192,10 +192,17 @@ class AnyOf(_Combinable):
             if (memory := remembered(policy, self._seen_by(policy, progress)))
         }
 
-    def keeps(self, progress: Progress) -> Keep | None:
-        """The first wish that one of them has."""
-        found = (kept(policy, self._seen_by(policy, progress)) for policy in self.policies)
-        return next((keep for keep in found if keep is not None), None)
+    def keeps(self, progress: Progress) -> tuple[Keep, ...]:
+        """The wishes of all. A tag names one checkpoint: of two that want the same, the earlier is good by both."""
+        by_tag: dict[str, Keep] = {}
+        for keep in (
+            keep for policy in self.policies for keep in kept(policy, self._seen_by(policy, progress))
+        ):
+            if (other := by_tag.get(keep.tag)) is not None:
+                reasons = dict.fromkeys((other.reason, keep.reason))
+                keep = Keep(min(other.step, keep.step), keep.tag, "; ".join(reasons))
+            by_tag[keep.tag] = keep
+        return tuple(by_tag.values())
 
     @property
     def reads(self) -> frozenset[str]:
@@ -217,10 +224,11 @@ def remembered(policy: SavePolicy, progress: Progress) -> Memory:
     return {} if observe is None else observe(progress)
 
 
-def kept(policy: SavePolicy, progress: Progress) -> Keep | None:
+def kept(policy: SavePolicy, progress: Progress) -> tuple[Keep, ...]:
     """What a policy wants to be kept, if it is one that has such wishes."""
-    keeps: Callable[[Progress], Keep | None] | None = getattr(policy, "keeps", None)
-    return None if keeps is None else keeps(progress)
+    keeps: Callable[[Progress], Keep | Iterable[Keep] | None] | None = getattr(policy, "keeps", None)
+    found = None if keeps is None else keeps(progress)
+    return (found,) if isinstance(found, Keep) else tuple(found or ())
 
 
 def save_policy_from(

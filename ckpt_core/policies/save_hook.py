@@ -139,8 +139,7 @@ class SavePolicyHook(BaseHook):
         )
         self._memory = remembered(self.policy, progress)
         progress = replace(progress, memory=self._memory)
-        keep = kept(self.policy, progress)
-        if keep is not None:
+        for keep in kept(self.policy, progress):
             context.request_keep(keep.step, keep.tag, keep.reason)
         reason = self.policy.wants(progress)
         if reason:

@@ -18,6 +18,7 @@ from ckpt_core.hooks import HookContext, HookEvent, HookManager
 from ckpt_core.policies import (
     AnyOf,
     EverySteps,
+    Keep,
     OnImprovement,
     OnLearningRateDrop,
     OnLossSpike,
@@ -354,6 +355,36 @@ def test_a_policy_of_ones_own_may_be_among_them():
             return "always"
 
     assert falling(OnLossSpike() | Always(), [1.0, 1.0]).steps == [1, 2]
+
+
+def test_each_that_has_something_kept_is_heard():
+    policy = OnLossSpike() | EverySteps(100) | OnLossSpike("norm", tag="calm")
+    run = Run(policy)
+    for step, loss in enumerate(QUIET, 1):
+        run.step(step, loss, norm=loss if step < 20 else math.inf)
+    run.step(21, math.nan, norm=1.0)
+    assert run.kept == [(18, "calm", "norm is inf"), (19, "last-good", "loss is nan")]
+    run = Run(policy)
+    for step, loss in enumerate([*QUIET, math.nan], 1):
+        run.step(step, loss, norm=loss)
+    assert run.kept == [(19, "last-good", "loss is nan"), (19, "calm", "norm is nan")]
+
+
+def test_of_two_that_have_the_same_tag_the_earlier_step_has_it():
+    class Earlier:
+        def wants(self, progress):
+            return None
+
+        def keeps(self, progress):
+            wish = Keep(progress.step - 5, "last-good", "five before")
+            return [wish, Keep(3, "early", "early on")] if progress.step == 21 else None
+
+    run = falling(OnLossSpike() | Earlier(), [*QUIET, math.nan])
+    assert run.kept == [
+        (16, "last-good", "loss is nan; five before"),
+        (3, "early", "early on"),
+    ]
+    assert falling(Earlier(), [1.0] * 21).kept == [(16, "last-good", "five before"), (3, "early", "early on")]
 
 
 @pytest.mark.parametrize(
