@@ -32,6 +32,9 @@ _log = logging.getLogger("ckpt_core.session")
 _LAST = (HookEvent.TRAIN_END, HookEvent.TRAIN_FAILED, HookEvent.PREEMPTED)
 """Events after which there is no safe point, or a save is made in any case."""
 
+_FAREWELL = 5.0
+"""Seconds that hooks in the background have to tell of a preemption, before the signal takes its course."""
+
 Capture = Callable[[], Mapping[str, Any]]
 """Gives the state of the training run at this instant. The key `session` in it is the session's own."""
 
@@ -78,6 +81,7 @@ class Session:
         self._saved: tuple[int, bool] | None = None
         self._handle: SaveHandle | None = None
         self._ended = False
+        self._passing: Signals | None = None
         self.resumption = Resumption("fresh")
         self.lazy: LazyTensors | None = None
         """What the adapter knows of tensors that need not be copied before a save lets training go on."""
@@ -259,8 +263,10 @@ class Session:
         if self._ended:
             return
         self._ended = True
+        told = {} if self._passing is None else {"preempted": self._passing.name}
         try:
-            self._fire(HookEvent.TRAIN_FAILED, step, epoch, error=error, reason=type(error).__name__)
+            reason = type(error).__name__
+            self._fire(HookEvent.TRAIN_FAILED, step, epoch, error=error, reason=reason, data=told)
             if capture is not None and not self._is_durable():
                 self._save(step, capture, f"{type(error).__name__} ended training", wait=True)
         except Exception as second:
@@ -284,7 +290,10 @@ class Session:
         except Exception as error:
             _log.error("the save before %s takes its course failed: %s", number.name, error)
         self.manager.end_attempt("preempted", number.name)
+        self.manager.hooks.drain(_FAREWELL)
+        self._passing = number
         self._signals.pass_on()
+        self._passing = None
         self.manager.continue_attempt()  # whoever handled the signal let training go on
 
     def _save(

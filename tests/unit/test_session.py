@@ -19,10 +19,12 @@ from ckpt_core import (
     EverySteps,
     HookContext,
     HookEvent,
+    HookPriority,
     SaveFailedError,
     Session,
     StateError,
     StoreError,
+    hook,
 )
 from ckpt_core.preemption import PreemptionSignals
 
@@ -352,6 +354,80 @@ def test_a_signal_saves_and_then_calls_the_earlier_handler(
     session.close()
     os.kill(os.getpid(), signal.SIGUSR1)
     assert len(called) == 3, "given back"
+
+
+@pytest.mark.parametrize("raised", [SystemExit(0), KeyboardInterrupt(), RuntimeError("preempted")])
+def test_a_handler_that_raises_ends_a_training_that_was_preempted(
+    manager: CheckpointManager, disposition: Callable[[Any], None], raised: BaseException
+) -> None:
+    def end(number: int, frame: Any) -> None:
+        if steps(manager) == [1, 2]:
+            raise raised
+
+    disposition(end)
+    heard = Heard()
+    manager.hooks.register_hook(heard)
+    session = Session(manager)
+    session.resume()
+    session.begin(0)
+    for step in (1, 2):
+        session.step_end(step)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        if step == 1:
+            session.safe_point(1, 0, state_of(1))
+    with pytest.raises(type(raised)) as caught:
+        session.safe_point(2, 0, state_of(2))
+    session.fail(caught.value, 2, 0)
+    session.close()
+    last = heard.heard[-1]
+    assert (last.event, last.error, dict(last.data)) == (
+        HookEvent.TRAIN_FAILED, raised, {"preempted": "SIGUSR1"}
+    )  # fmt: skip
+    attempt = manager.workspace.facts.experiments("test")[0].attempts[-1]
+    assert (attempt.outcome, attempt.reason) == ("preempted", "SIGUSR1")
+
+
+def test_what_fails_after_a_handler_has_returned_is_no_preemption(
+    manager: CheckpointManager, disposition: Callable[[Any], None]
+) -> None:
+    disposition(lambda number, frame: None)
+    heard = Heard()
+    manager.hooks.register_hook(heard)
+    session = Session(manager)
+    session.begin(0)
+    session.step_end(1)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    session.safe_point(1, 0, state_of(1))
+    session.fail(ValueError("another matter"), 1, 0)
+    session.close()
+    assert (heard.heard[-1].event, dict(heard.heard[-1].data)) == (HookEvent.TRAIN_FAILED, {})
+
+
+def test_hooks_in_the_background_are_done_before_the_signal_takes_its_course(
+    manager: CheckpointManager, disposition: Callable[[Any], None]
+) -> None:
+    told: list[str] = []
+    over = threading.Event()
+
+    def end(number: int, frame: Any) -> None:
+        told.append("over")
+        over.set()
+
+    @hook(HookEvent.PREEMPTED, priority=HookPriority.BACKGROUND)
+    def tell(context: HookContext) -> None:
+        over.wait(0.2)  # which must not come
+        told.append("told")
+
+    disposition(end)
+
+    manager.hooks.register_hook(tell)
+    session = Session(manager)
+    session.begin(0)
+    session.step_end(1)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    session.safe_point(1, 0, state_of(1))
+    session.close()
+    assert told == ["told", "over"]
 
 
 def test_an_ignored_signal_is_ignored_once_it_has_saved(
