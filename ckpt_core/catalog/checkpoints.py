@@ -42,7 +42,7 @@ from ckpt_core.catalog.types import (
 from ckpt_core.errors import NotFoundError
 from ckpt_core.model import Checkpoint
 
-__all__ = ["Entry", "drop", "forget", "note_listing", "put", "remove_tag", "set_pinned", "set_tag"]
+__all__ = ["Entry", "forget", "note_listing", "put", "remove_tag", "set_pinned", "set_tag"]
 
 _MINE = checkpoints.c.store_id == STORE
 
@@ -186,18 +186,6 @@ def forget(connection: Connection, uids: Iterable[str]) -> int:
         connection.execute(update(checkpoints).where(checkpoints.c.id.in_(numbers)).values(status=FORGOTTEN))
         count += len(numbers)
     return count
-
-
-def drop(connection: Connection, uids: Iterable[str]) -> int:
-    """Deletes checkpoints, live or forgotten, and packs that only they named; returns how many."""
-    numbers = list(checkpoint_ids(connection, list(uids)).values())
-    unused = _unlink(connection, numbers)
-    for batch in batches(numbers, IN_LIST):
-        connection.execute(delete(checkpoints).where(checkpoints.c.id.in_(batch)))
-    _drop_orphans(connection, unused)
-    # The store may still have them: it is to be looked through again.
-    connection.execute(delete(listings).where(listings.c.store_id == STORE))
-    return len(numbers)
 
 
 def note_listing(connection: Connection, folder: str, word: str) -> None:

@@ -115,10 +115,6 @@ class Catalog:
         """Marks checkpoints as forgotten; returns how many were live. Unknown ids are passed over."""
         return self._database.write(checkpoints.forget, list(ids))
 
-    def drop_checkpoints(self, ids: Iterable[str]) -> int:
-        """Deletes checkpoints, live or forgotten, and packs that only they named; returns how many."""
-        return self._database.write(checkpoints.drop, list(ids))
-
     def set_tag(self, experiment: str, tag: str, checkpoint_id: str) -> None:
         """Puts a tag on a live checkpoint of the experiment and off any other. Raises NotFoundError."""
         self._database.write(checkpoints.set_tag, experiment, tag, checkpoint_id)

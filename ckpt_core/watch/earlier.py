@@ -29,13 +29,6 @@ class EarlierTensor:
         self.dtype = dtypes.numpy_dtype(spec.dtype)
         self._read = read
 
-    @classmethod
-    def of(cls, values: Array) -> EarlierTensor:
-        """One that is in memory."""
-        data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-        name = dtypes.name_of_numpy(values.dtype) or str(values.dtype)
-        return cls(TensorSpec(name, values.shape), lambda begin, end: data[begin:end])
-
     def values(self, begin: int, end: int) -> Array:
         """Values `begin` to `end`. Raises CorruptionError, NotFoundError, StoreError."""
         size = self.dtype.itemsize

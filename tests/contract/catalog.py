@@ -110,7 +110,6 @@ class CatalogContract(CheckpointsContract, QueriesContract, HistoryContract, Exp
         database.store = mine
         assert everything(catalog) == before
         catalog.forget_checkpoints([uid(1)])
-        catalog.drop_checkpoints([uid(1), uid(2)])
         with catalog.rebuild():
             pass
         assert catalog.ids() == set()

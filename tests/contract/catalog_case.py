@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Connection, delete, select, text
 
 from ckpt_core.catalog import Catalog, migrate, schema, stores
 from ckpt_core.catalog.engine import Database
+from ckpt_core.catalog.scope import STORE
 from ckpt_core.model import Attempt, Checkpoint, MetricPoint
 
 SCRIPTS = Path(migrate.__file__).parent / "migrations"
@@ -95,6 +96,22 @@ def emptied(url: str) -> str:
         stores.begin(connection)
     database.close()
     return url
+
+
+def lose(catalog: Catalog, ids: Iterable[str]) -> None:
+    """Takes checkpoints out with all that belongs to them, so that the catalog lacks what the store has."""
+
+    def take(connection: Connection) -> None:
+        mine = schema.checkpoints.c.store_id == STORE
+        rows = select(schema.checkpoints.c.id).where(mine, schema.checkpoints.c.uid.in_(sorted(ids)))
+        numbers = connection.scalars(rows).all()
+        for table in (schema.checkpoint_packs, schema.checkpoint_metrics, schema.tags):
+            connection.execute(delete(table).where(table.c.checkpoint_id.in_(numbers)))
+        connection.execute(delete(schema.checkpoints).where(schema.checkpoints.c.id.in_(numbers)))
+        # Or else the store is not looked through again.
+        connection.execute(delete(schema.listings).where(schema.listings.c.store_id == STORE))
+
+    catalog._database.write(take)
 
 
 MORE = (*schema.REVISIONS, "9999")

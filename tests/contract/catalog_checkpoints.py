@@ -121,8 +121,6 @@ class CheckpointsContract(CatalogCase):
         assert catalog.packs(uid(1_200)) == [("p1200", 1), ("shared", 2)]
         assert catalog.forget_checkpoints(each.id for each in many[:1_201]) == 1_201
         assert catalog.ids("digits") == {uid(1_201), uid(1_202)}
-        assert catalog.drop_checkpoints(each.id for each in many[1:]) == 1_202
-        assert catalog.ids("digits", include_forgotten=True) == {uid(0)}
 
     def test_of_one_id_given_twice_the_later_counts(self, catalog: Catalog) -> None:
         catalog.put_checkpoints([(checkpoint(1, step=5), []), (checkpoint(1, step=6), [])])
@@ -131,7 +129,6 @@ class CheckpointsContract(CatalogCase):
     def test_nothing_put_is_nothing_done(self, catalog: Catalog) -> None:
         assert catalog.put_checkpoints([]) == 0
         assert catalog.forget_checkpoints([]) == 0
-        assert catalog.drop_checkpoints([]) == 0
         assert catalog.add_metrics("digits", attempt(1), []) == 0
         assert catalog.experiments() == []
 
@@ -229,21 +226,6 @@ class CheckpointsContract(CatalogCase):
         catalog.forget_checkpoints([uid(1)])
         catalog.set_tag("digits", "a", uid(2))
         assert catalog.tags("digits") == {"a": uid(2)}
-
-    def test_the_dropped_are_gone(self, catalog: Catalog) -> None:
-        for number in (1, 2, 3):
-            entry = checkpoint(number, metrics={"loss": 1.0}, tags=(f"t{number}",))
-            catalog.put_checkpoint(entry, [("shared", 1), (f"own{number}", 2)])
-        catalog.forget_checkpoints([uid(2)])
-        assert catalog.drop_checkpoints([uid(1), uid(2), uid(99)]) == 2
-        assert catalog.drop_checkpoints([uid(1)]) == 0
-        assert catalog.ids("digits", include_forgotten=True) == {uid(3)}
-        assert catalog.tags("digits") == {"t3": uid(3)}
-        assert catalog.packs(uid(1)) == []
-        assert catalog.packs(uid(3)) == [("own3", 2), ("shared", 1)]
-        assert self.count(catalog, "packs") == 2
-        catalog.put_checkpoint(checkpoint(1), [])
-        assert catalog.checkpoint(uid(1)) == checkpoint(1)
 
     def test_packs_of_all_live_manifests(self, catalog: Catalog) -> None:
         catalog.put_checkpoint(checkpoint(1), [("a", 1), ("b", 1)])

@@ -9,7 +9,7 @@ import pytest
 from ckpt_core.catalog import Catalog, copying, migrate
 from ckpt_core.catalog.engine import Database
 from ckpt_core.errors import UsageError
-from contract.catalog_case import CatalogCase, attempt, checkpoint, everything, point, uid
+from contract.catalog_case import CatalogCase, attempt, checkpoint, everything, lose, point, uid
 from contract.catalog_migrations import fill
 
 MINE, THEIRS = "01MINE", "01THEIRS"
@@ -80,7 +80,7 @@ class CopiesContract(CatalogCase):
             database = catalog._database
             made = copying.back_up(database, MINE, path, "manual")
             assert made.parent == path.parent / "backups"
-            catalog.drop_checkpoints([uid(0), uid(2)])
+            lose(catalog, [uid(0), uid(2)])
             catalog.audit("forget", "all", "ok")
             assert copying.restore(database, MINE, path) == made
             assert everything(catalog) == before

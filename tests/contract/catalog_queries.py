@@ -17,7 +17,7 @@ from ckpt_core.catalog import Catalog
 from ckpt_core.catalog.schema import checkpoints
 from ckpt_core.errors import UsageError
 from ckpt_core.model import Attempt, Checkpoint, ExperimentSummary, MetricPoint
-from contract.catalog_case import BEGIN, INF, NAN, CatalogCase, attempt, checkpoint, point, uid
+from contract.catalog_case import BEGIN, INF, NAN, CatalogCase, attempt, checkpoint, lose, point, uid
 
 HOSTILE = (
     "Robert'); DROP TABLE checkpoints;--",
@@ -216,7 +216,7 @@ class QueriesContract(CatalogCase):
             (checkpoint(n, attempt=attempt(1 + n // 3), step=100 - n), []) for n in range(5)
         )
         catalog.put_checkpoint(checkpoint(9, experiment="logged"), [])
-        catalog.drop_checkpoints([uid(9)])
+        lose(catalog, [uid(9)])
         catalog.add_metrics("digits", attempt(7), [point(1, number=7)])
         catalog.forget_checkpoints([uid(0)])
         assert catalog.experiments() == [

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ckpt_core import ChecksumCalculator
 from ckpt_core.format.pack import Piece
 from ckpt_core.format.sealed import digest_text
 from ckpt_core.model import TensorSpec
@@ -96,3 +98,15 @@ def test_an_error_in_a_thread_reaches_the_caller(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(digests, "Hasher", Broken)
     with pytest.raises(MemoryError, match="no more"):
         list(settled([piece(0, 1 << 20)]))
+
+
+@pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (2 << 20) + 7])
+def test_of_bytes_in_memory_and_in_a_file_the_digest_is_the_same(size: int, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(NOISE[:size])
+    checksums = ChecksumCalculator()
+    digest = checksums.digest_file(path)
+    assert digest == digest_text(hashlib.sha256(NOISE[:size]).digest())
+    assert checksums.matches(NOISE[:size], digest)
+    assert checksums.matches(path.read_bytes(), digest)
+    assert not checksums.matches(NOISE[1 : size + 2], digest)

@@ -24,6 +24,7 @@ from ckpt_core import (
     hook,
 )
 from ckpt_core.stores import MemoryStore
+from contract.catalog_case import lose
 from contract.store_case import new_repository
 from crash.wrappers import CountingStore, ScriptedStore
 
@@ -293,7 +294,7 @@ def test_a_manifest_cut_in_half(
     store.put(newest.key, store.get(newest.key)[: len(store.get(newest.key)) // 2])
     if catalog == "lost":
         known = manager.workspace.index.catalog()
-        known.drop_checkpoints(known.ids())
+        lose(known, known.ids())
     events = Events(manager, HookEvent.CORRUPTION_FOUND)
     with pytest.raises(CorruptionError, match=newest.key):
         manager.load(fallback=False)

@@ -14,6 +14,7 @@ from ckpt_core.maintenance import listings
 from ckpt_core.pipeline import index as index_module
 from ckpt_core.pipeline.resolve import candidates
 from ckpt_core.stores import LocalStore, MemoryStore
+from contract.catalog_case import lose
 from crash.wrappers import CountingStore
 
 
@@ -105,7 +106,7 @@ class TestSettled:
         manager, _ = opened(filled)
         with manager:
             catalog = manager.workspace.index.catalog()
-            catalog.drop_checkpoints([manager.latest().id])
+            lose(catalog, [manager.latest().id])
         manager, _ = opened(filled)
         with manager:
             assert manager.latest().step == 3
@@ -114,7 +115,7 @@ class TestSettled:
         manager, _ = opened(filled)
         with manager:
             hurt = manager.latest()
-            manager.workspace.index.catalog().drop_checkpoints([hurt.id])
+            lose(manager.workspace.index.catalog(), [hurt.id])
         (filled / hurt.key).write_bytes(b"{}")
         for _ in range(2):
             manager, _ = opened(filled)

@@ -13,6 +13,7 @@ from ckpt_core import CheckpointManager, KeepBest, KeepLast, MissingExtraError, 
 from ckpt_core.catalog import Catalog
 from ckpt_core.pipeline import index as index_module
 from ckpt_core.stores import LocalStore, MemoryStore
+from contract.catalog_case import lose
 from crash.wrappers import CountingStore, ScriptedStore
 
 
@@ -236,7 +237,7 @@ def test_a_damaged_manifest_is_read_and_told_once(store_path: Path, caplog: pyte
     catalog = f"sqlite:///{store_path}-catalog.db"
     with CheckpointManager(store, experiment="x", catalog=catalog) as manager:
         hurt = manager.save(state(1), step=1, wait=True).result()
-        manager.workspace.index.catalog().drop_checkpoints([hurt.id])
+        lose(manager.workspace.index.catalog(), [hurt.id])
         (store_path / hurt.key).write_bytes(b"{}")
         store.reset()
         for _ in range(5):

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from ckpt_core.errors import UsageError
+from ckpt_core.model import TensorSpec
+from ckpt_core.tree import dtypes
 from ckpt_core.watch import pieces
 from ckpt_core.watch.earlier import EarlierTensor
 from ckpt_core.watch.grids import GridMonitor, measure_grid
@@ -38,6 +40,13 @@ def numbers(shape, dtype, seed=0):
 
 def wide(values):
     return values.astype(np.complex128 if values.dtype.kind == "c" else np.float64)
+
+
+def in_memory(values):
+    """As the checkpoint before gives it."""
+    data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    spec = TensorSpec(dtypes.name_of_numpy(values.dtype) or str(values.dtype), values.shape)
+    return EarlierTensor(spec, lambda begin, end: data[begin:end])
 
 
 @pytest.mark.parametrize(
@@ -87,7 +96,7 @@ def test_health_is_that_of_the_whole(piece, dtype, units, shape):
     axis = 0 if units == "first" else -1
     if len(shape) > 1:
         np.moveaxis(values, axis, 0)[0] = 0
-    found = measure_health(values, EarlierTensor.of(before), units=units)
+    found = measure_health(values, in_memory(before), units=units)
     exact, other = wide(values), wide(before)
     others = tuple(n for n in range(values.ndim) if n != axis % max(values.ndim, 1))
     assert found.values == values.size
@@ -121,7 +130,7 @@ def test_large_and_tiny_values_are_neither_infinite_nor_dead(piece, units):
 
 
 def test_another_shape_before_is_nothing_to_compare_with():
-    before = EarlierTensor.of(numbers((3, 4), np.float32))
+    before = in_memory(numbers((3, 4), np.float32))
     values = numbers((4, 4), np.float32)
     assert measure_health(values, before).update is None
     assert measure_quaternions(values, before).drift_max is None
@@ -161,9 +170,7 @@ def test_drift_is_the_angle_between_rotations(piece, degrees):
     values[::2] *= -1  # the same rotation
     values *= 3.0  # what is not normalised is the same rotation, too
     for dtype, tolerance in ((np.float64, 1e-9), (np.float32, 2e-5)):
-        found = measure_quaternions(
-            values.astype(dtype), EarlierTensor.of(before.astype(dtype)), tolerance=None
-        )
+        found = measure_quaternions(values.astype(dtype), in_memory(before.astype(dtype)), tolerance=None)
         assert math.isclose(found.drift_max, degrees, rel_tol=1e-4, abs_tol=tolerance)
         assert math.isclose(found.drift_mean, degrees, rel_tol=1e-4, abs_tol=tolerance)
 
@@ -179,9 +186,9 @@ def product(p, q):
 def test_what_is_no_rotation_has_no_drift(piece):
     before, values = unit(100), unit(100)
     before[3], values[7], values[8] = 0, np.nan, 0
-    found = measure_quaternions(values, EarlierTensor.of(before))
+    found = measure_quaternions(values, in_memory(before))
     assert found.drift_max < 1e-6
-    nothing = measure_quaternions(np.zeros((5, 4)), EarlierTensor.of(np.zeros((5, 4))))
+    nothing = measure_quaternions(np.zeros((5, 4)), in_memory(np.zeros((5, 4))))
     assert (nothing.drift_max, nothing.zero) == (None, 5)
     assert measure_quaternions(np.zeros((0, 4), np.float32)).share == 0.0
 
@@ -203,7 +210,7 @@ GRIDS = [
 def test_a_grid_is_that_of_the_whole(piece, dtype, shape, axes):
     values, before = numbers(shape, dtype), numbers(shape, dtype)
     np.copyto(before, numbers(shape, dtype, seed=1), where=np.random.default_rng(2).random(shape) < 0.2)
-    found = measure_grid(values, EarlierTensor.of(before), axes=axes, occupied_above=1.0)
+    found = measure_grid(values, in_memory(before), axes=axes, occupied_above=1.0)
     exact, other = wide(values), wide(before)
     spatial = tuple(range(len(shape))) if axes is None else tuple(axis % len(shape) for axis in axes)
     channels = tuple(axis for axis in range(len(shape)) if axis not in spatial)
