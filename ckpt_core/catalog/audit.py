@@ -11,12 +11,12 @@ import hashlib
 import os
 import pwd
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, func, insert, select, update
 
 from ckpt_core import clock
 from ckpt_core.catalog.dialect import insert_new
@@ -24,7 +24,7 @@ from ckpt_core.catalog.schema import audit_head, audit_log
 from ckpt_core.catalog.scope import STORE, current_store
 from ckpt_core.catalog.types import NAME_LENGTH, from_json, microseconds, tidy, to_json
 
-__all__ = ["AuditEntry", "append", "begin_chain", "entries", "first_broken", "who"]
+__all__ = ["AuditEntry", "append", "begin_chain", "count", "entries", "first_broken", "who"]
 
 _GENESIS = "0" * 64
 _MINE = audit_log.c.store_id == STORE
@@ -88,15 +88,37 @@ def append(
     return int(row["id"])
 
 
-def entries(connection: Connection, limit: int | None) -> list[AuditEntry]:
-    """The newest entries, the newest first."""
-    rows = connection.execute(select(audit_log).where(_MINE).order_by(audit_log.c.id.desc()).limit(limit))
-    return [
-        AuditEntry(
-            row.id, row.at, row.actor, row.event, row.subject, row.outcome, from_json(row.detail), row.hash
+def entries(
+    connection: Connection, limit: int | None, events: Collection[str] = (), subject: str | None = None
+) -> list[AuditEntry]:
+    """The newest entries, the newest first: all, or those of some events, each by itself found by an index."""
+    found: list[AuditEntry] = []
+    mine = [_MINE] if subject is None else [_MINE, audit_log.c.subject == subject]
+    for only in [[audit_log.c.event == event] for event in sorted(set(events))] or [[]]:
+        asked = [*mine, *only]
+        rows = connection.execute(
+            select(audit_log).where(*asked).order_by(audit_log.c.id.desc()).limit(limit)
         )
-        for row in rows
-    ]
+        found.extend(
+            AuditEntry(
+                row.id,
+                row.at,
+                row.actor,
+                row.event,
+                row.subject,
+                row.outcome,
+                from_json(row.detail),
+                row.hash,
+            )
+            for row in rows
+        )
+    return sorted(found, key=lambda entry: entry.id, reverse=True)[:limit]
+
+
+def count(connection: Connection, events: Collection[str] = ()) -> int:
+    """How many entries there are: all, or those of some events."""
+    asked = [_MINE, audit_log.c.event.in_(sorted(events))] if events else [_MINE]
+    return connection.scalar(select(func.count()).select_from(audit_log).where(*asked)) or 0
 
 
 def first_broken(connection: Connection) -> int | None:

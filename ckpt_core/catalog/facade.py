@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -28,14 +28,7 @@ from ckpt_core.catalog.identities import IN_LIST, batches
 from ckpt_core.catalog.integrity import IntegrityCheck, PackCheck
 from ckpt_core.catalog.rebuild import Rebuild
 from ckpt_core.configuration import Condition
-from ckpt_core.model import (
-    Attempt,
-    AttemptFacts,
-    Checkpoint,
-    ExperimentFacts,
-    ExperimentSummary,
-    MetricPoint,
-)
+from ckpt_core.model import Attempt, AttemptFacts, Checkpoint, ExperimentFacts, ExperimentSummary, MetricPoint
 
 __all__ = ["Catalog"]
 
@@ -369,21 +362,27 @@ class Catalog:
         """Appends to the audit trail; returns the entry's id. `actor` is `user@host:pid` unless given."""
         return self._database.write(audit.append, event, subject, outcome, detail or {}, actor)
 
-    def audit_log(self, limit: int | None = None) -> list[AuditEntry]:
-        """The audit trail, the newest entry first."""
+    def audit_log(
+        self, limit: int | None = None, events: Collection[str] = (), subject: str | None = None
+    ) -> list[AuditEntry]:
+        """The audit trail, the newest entry first; or only what it has of some `events`, of one `subject`."""
         with self._database.reading() as connection:
-            return audit.entries(connection, limit)
+            return audit.entries(connection, limit, events, subject)
+
+    def audit_count(self, events: Collection[str] = ()) -> int:
+        """How many entries the audit trail has; or how many of some `events`."""
+        with self._database.reading() as connection:
+            return audit.count(connection, events)
 
     def verify_audit(self) -> int | None:
-        """The id of the first entry that is not as it was written, or is missing; None where all are well."""
+        """The first entry that is not as it was written, or is missing; None where all are well."""
         with self._database.reading() as connection:
             return audit.first_broken(connection)
 
     # -- all of it
 
     def check(self) -> None:
-        """Looks whether all tables are there and, in SQLite, whether the file is sound: it is read. Raises
-        CatalogError."""
+        """Whether all tables are there and a file of SQLite's, which is read, is sound. Raises CatalogError."""
         migrate.check(self._database)
 
     def back_up(self, reason: str) -> Path | None:

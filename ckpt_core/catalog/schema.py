@@ -27,7 +27,7 @@ from ckpt_core.catalog.types import KEY_LENGTH, NAME_LENGTH, UID_LENGTH, ExactTe
 
 __all__ = ["HEAD", "REVISIONS", "metadata"]
 
-REVISIONS = ("0001", "0002", "0003", "0004")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005")
 """Every revision that this version can bring up to date, the oldest first."""
 HEAD = REVISIONS[-1]
 
@@ -299,6 +299,7 @@ audit_log = Table(
     Column("detail", LongText, nullable=False),
     Column("previous_hash", String(64), nullable=False),
     Column("hash", String(64), nullable=False),
+    Index("ix_audit_log_event", "store_id", "event", "id"),
 )
 
 # One row of each store, locked by whoever appends: it gives the next link its place, and tells if the last

@@ -15,10 +15,14 @@ if TYPE_CHECKING:
 __all__ = ["left_out"]
 
 
+_NEWEST = 1000
+"""Entries of a kind that are looked at: what no run has told of since is no news."""
+
+
 def left_out(open_catalog: Callable[[], Catalog]) -> Iterator[Finding]:
     """Hooks that were left out and have not worked again since, nor been none of those of a run that has ended."""
     out: dict[tuple[str, str], AuditEntry] = {}
-    for entry in reversed(open_catalog().audit_log()):
+    for entry in reversed(open_catalog().audit_log(_NEWEST, ["hook", "hooks"])):
         if entry.event == "hooks" and entry.outcome == "ended":
             rows = entry.detail.get("hooks", ())
             open_still = {row.get("name") for row in rows if row.get("circuit") != "closed"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -116,6 +117,22 @@ class HistoryContract(CatalogCase):
         assert newest.hash != oldest.hash
         assert catalog.audit_log(limit=1) == [newest]
         assert catalog.verify_audit() is None
+
+    def test_entries_of_some_events(self, catalog: Catalog) -> None:
+        for number in range(6):
+            catalog.audit("save" if number % 2 else "hooks", "a" if number < 4 else "b", "ok")
+        catalog.audit("hook", "a", "left-out")
+
+        def ids(*asked: Any) -> list[int]:
+            return [entry.id for entry in catalog.audit_log(*asked)]
+
+        assert ids(None, ["hooks"]) == [5, 3, 1]
+        assert ids(2, ["hooks", "hook"]) == [7, 5]
+        assert ids(None, ["hooks", "hook"]) == ids(9, ("hook", "hooks", "hook")) == [7, 5, 3, 1]
+        assert ids(1, ["hooks"], "a") == [3]
+        assert ids(None, [], "b") == [6, 5]
+        assert ids(1, ["Hooks"]) == ids(1, ["hooks"], "A") == []
+        assert (catalog.audit_count(), catalog.audit_count(["hook", "hooks"])) == (7, 4)
 
     def test_the_actor_is_this_process(self, catalog: Catalog) -> None:
         catalog.audit("save", "x", "ok")

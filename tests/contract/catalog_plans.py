@@ -48,6 +48,7 @@ QUESTIONS: dict[str, Question] = {
     "set a tag": lambda c: c.set_tag("digits", "x", uid(600)),
     "a pin": lambda c: c.set_pinned(uid(500), True),
     "forget": lambda c: c.forget_checkpoints([uid(501)]),
+    "the last entry about hooks": lambda c: c.audit_log(1, ["hooks"]),
     "log": lambda c: c.add_metrics("digits", attempt(1), [point(MANY)]),
     "check": lambda c: c.record_check(uid(500), "full", "ok"),
     "audit": lambda c: c.audit("save", uid(500), "ok"),

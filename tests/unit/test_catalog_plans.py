@@ -82,6 +82,7 @@ OTHERS: dict[str, Question] = {
     "checks": lambda c: c.checks(uid(1), limit=3),
     "a page of checks": lambda c: c.checks(limit=3),
     "a page of the audit trail": lambda c: c.audit_log(limit=3),
+    "how long the audit trail is": lambda c: c.audit_count(),
     "audit": lambda c: c.audit("save", "x", "ok"),
 }
 LARGE = (
@@ -137,6 +138,23 @@ def test_a_question_walks_its_index(catalog: Catalog, name: str) -> None:
     assert found
     assert all(index in line for line in found), found
     assert scans(lines) == []
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        lambda c: c.audit_log(1, ["hooks"]),
+        lambda c: c.audit_log(1, ["hooks"], "digits"),
+        lambda c: c.audit_log(9, ["hook", "hooks"]),
+        lambda c: c.audit_count(["hook", "hooks"]),
+    ],
+)
+def test_events_of_the_audit_trail_walk_their_index(catalog: Catalog, question: Question) -> None:
+    lines = [line for line in plan(catalog, question) if not line.startswith("SEARCH stores")]
+    assert lines
+    for line in lines:
+        assert line.startswith("SEARCH audit_log USING "), lines
+        assert "INDEX ix_audit_log_event (store_id=? AND event=?)" in line, lines
 
 
 @pytest.mark.parametrize("name", ORDERED)

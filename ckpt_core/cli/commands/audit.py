@@ -41,16 +41,16 @@ def audit(call: Call, last: int, all_of_them: bool, events: tuple[str, ...], ver
     moved or slipped in, and exits with 4. The trail is the catalog's: it is lost with it.
     """
     catalog = call.workspace.index.catalog()
-    found = [entry for entry in catalog.audit_log() if not events or entry.event in events]
-    shown = found if all_of_them else found[:last]
+    shown = catalog.audit_log(None if all_of_them else last, events)
+    more = max(catalog.audit_count(events) - len(shown), 0)
     broken = catalog.verify_audit() if verify_too else None
     data = {
         "entries": [_record(entry) for entry in shown],
-        "more": len(found) - len(shown),
+        "more": more,
         "verified": verify_too and broken is None,
         "broken_from": broken,
     }
-    call.answer("audit", data, lambda output: _show(output, shown, len(found) - len(shown)),
+    call.answer("audit", data, lambda output: _show(output, shown, more),
                 quiet=[entry.hash for entry in shown])  # fmt: skip
     if broken is not None:
         call.output.warning(

@@ -83,11 +83,10 @@ def _found(call: Call, experiment: str | None) -> tuple[HookFile | None, AuditEn
         return find_hook_file(None), None, None  # without a store, of a run to come
     file = hook_file_for(workspace.repository.store, None)
     try:
-        trail = workspace.index.catalog().audit_log()
+        runs = workspace.index.catalog().audit_log(1, ["hooks"], experiment)
     except CkptError as error:
         return file, None, f"which hooks have run cannot be told: {error}"
-    runs = (each for each in trail if each.event == "hooks" and experiment in (None, each.subject))
-    return file, next(runs, None), None
+    return file, runs[0] if runs else None, None
 
 
 def _of_run(run: AuditEntry | None) -> Iterator[_Listed]:
