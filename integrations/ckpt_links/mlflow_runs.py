@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Unpack
 
-from ckpt_core import HookContext, HookEvent
+from ckpt_core import Attempt, HookContext, HookEvent
 from ckpt_core.hooks import HookOptions
 from ckpt_links.link import Link, require
 from ckpt_links.places import place_of
@@ -18,6 +18,8 @@ from ckpt_links.places import place_of
 __all__ = ["MLflowLink"]
 
 _ENDS = {HookEvent.TRAIN_END: "FINISHED", HookEvent.TRAIN_FAILED: "FAILED", HookEvent.PREEMPTED: "KILLED"}
+_GOES_ON = (HookEvent.TRAIN_BEGIN, HookEvent.EVALUATE_END, HookEvent.EPOCH_END)
+"""What shows, after a preemption, that whoever handled the signal let training go on."""
 
 
 class MLflowLink(Link):
@@ -26,8 +28,8 @@ class MLflowLink(Link):
     Each checkpoint becomes an external model (`mlflow.create_external_model`), named `<experiment>-step-<step>`, whose
     tag `ckpt.uri` is a `ckpt://` address that MLflow can list and download; its metrics are logged with its
     `model_id`. The best one of a lineage has the tag `ckpt.best`. `run_id`: a run of yours; left out, one is begun for
-    this attempt in the MLflow experiment of the same name, and ended as training ends. `params`: of that run.
-    Raises MissingExtraError.
+    this attempt in the MLflow experiment of the same name, and ended as training ends; an attempt that goes on where a
+    preemption cut one off goes on in its run. `params`: of a run that is begun. Raises MissingExtraError.
     """
 
     events = (
@@ -57,6 +59,7 @@ class MLflowLink(Link):
         self._own = run_id is None
         self._experiment: str | None = None
         self._attempt: str | None = None
+        self._killed = False
         self._models: dict[str, str] = {}
 
     def execute(self, context: HookContext) -> None:
@@ -68,12 +71,13 @@ class MLflowLink(Link):
             self._tell_best(client, context)
         elif context.metrics:
             self._log(client, run, context, None)
-        if context.event in _ENDS and self._own:
-            client.set_terminated(run, _ENDS[context.event])
+        if self._own:
+            self._tell_end(client, run, context)
 
     def _run(self, client: Any, context: HookContext) -> str:
-        attempt = None if context.attempt is None else context.attempt.id
-        if self.run_id is not None and (not self._own or self._attempt == attempt):
+        attempt = context.attempt
+        which = None if attempt is None else attempt.id
+        if self.run_id is not None and (not self._own or self._attempt == which):
             if self._experiment is None:
                 self._experiment = client.get_run(self.run_id).info.experiment_id
             return self.run_id
@@ -81,15 +85,47 @@ class MLflowLink(Link):
         found = client.get_experiment_by_name(name)
         self._experiment = found.experiment_id if found is not None else client.create_experiment(name)
         tags = {"ckpt.experiment": name}
-        if context.attempt is not None:
-            tags |= {"ckpt.attempt": context.attempt.id, "ckpt.lineage": context.attempt.lineage}
-        number = "" if context.attempt is None else f"-{context.attempt.number}"
-        run = client.create_run(self._experiment, tags=tags, run_name=f"{name}{number}")
-        self.run_id, self._attempt = run.info.run_id, attempt
-        for key, value in self.params.items():
-            client.log_param(self.run_id, key, value)
-        assert self.run_id is not None
-        return self.run_id
+        if attempt is not None:
+            tags |= {"ckpt.attempt": attempt.id, "ckpt.lineage": attempt.lineage}
+        run = None if attempt is None else self._cut_off(client, attempt)
+        if run is not None:
+            self._go_on(client, run)
+            client.set_tag(run, "ckpt.attempt", which)
+        else:
+            number = "" if attempt is None else f"-{attempt.number}"
+            run = str(client.create_run(self._experiment, tags=tags, run_name=f"{name}{number}").info.run_id)
+            for key, value in self.params.items():
+                client.log_param(run, key, value)
+        self.run_id, self._attempt = run, which
+        return run
+
+    def _cut_off(self, client: Any, attempt: Attempt) -> str | None:
+        """The run that a preemption has ended at the step that this attempt goes on from."""
+        if attempt.resumed_step is None:
+            return None
+        of_lineage = f"tags.`ckpt.lineage` = '{attempt.lineage}'"
+        newest = ["attributes.start_time DESC"]
+        for run in client.search_runs([self._experiment], of_lineage, max_results=1, order_by=newest):
+            if run.info.status == "KILLED" and run.data.tags.get("ckpt.step") == str(attempt.resumed_step):
+                return str(run.info.run_id)
+        return None
+
+    def _tell_end(self, client: Any, run: str, context: HookContext) -> None:
+        status = _ENDS.get(context.event)
+        if context.event is HookEvent.TRAIN_FAILED and "preempted" in context.data:
+            status = "KILLED"  # it is by an exception that the signal's handler has ended training
+        if status == "KILLED":
+            client.set_tag(run, "ckpt.step", str(context.step))
+        if status is not None:
+            client.set_terminated(run, status)
+        elif self._killed and context.event in _GOES_ON:
+            self._go_on(client, run)
+        else:
+            return
+        self._killed = status == "KILLED"
+
+    def _go_on(self, client: Any, run: str) -> None:
+        client.update_run(run, status="RUNNING")
 
     def _tell_checkpoint(self, client: Any, run: str, context: HookContext) -> None:
         checkpoint = context.checkpoint

@@ -136,6 +136,77 @@ def test_one_of_a_lineage_is_the_best_after_a_resume_too(tracked, store_path):
     assert best == {("again-step-4", 0.3), ("again-step-1", 0.9)}
 
 
+@pytest.fixture
+def handler():
+    """Sets the handler of SIGUSR1 for one test."""
+    before = signal.getsignal(signal.SIGUSR1)
+    yield lambda handler: signal.signal(signal.SIGUSR1, handler)
+    signal.signal(signal.SIGUSR1, before)
+
+
+def preempted(store, experiment, after=2, goes_on=None):
+    """A training that gets the signal in the course of a step; what the handler raises ends it."""
+    with CheckpointManager(store, experiment=experiment, hooks=[MLflowLink()]) as manager:
+        session = Session(manager, signals=(signal.SIGUSR1,))
+        step = begun = session.resume("auto").step
+        try:
+            session.begin(begun)
+            for step in range(begun + 1, begun + after + 1):
+                session.step_end(step)
+                session.evaluate_end(step, metrics={"loss": 1 / step})
+                if step == begun + after:
+                    os.kill(os.getpid(), signal.SIGUSR1)
+                session.safe_point(step, 0, lambda step=step: {"step": step})
+            if goes_on is not None:
+                goes_on(session, step)
+        except BaseException as error:
+            session.fail(error, step, 0)
+            raise
+        finally:
+            session.close()
+
+
+def of(tracked, experiment):
+    found = tracked.get_experiment_by_name(experiment).experiment_id
+    return [(run.info.run_id, run.info.status) for run in tracked.search_runs([found])]
+
+
+@pytest.mark.parametrize("raised", [SystemExit(0), KeyboardInterrupt(), RuntimeError("preempted")])
+def test_a_preemption_kills_a_run_however_it_ends_and_a_resume_goes_on_in_it(
+    tracked, store_path, handler, raised
+):
+    def end(number, frame):
+        raise raised
+
+    name = f"cut off by {type(raised).__name__}"
+    handler(end)
+    for _ in range(2):
+        with pytest.raises(type(raised)):
+            preempted(store_path, name)
+        [(run, status)] = of(tracked, name)
+        assert status == "KILLED"
+    made = train(store_path, MLflowLink(), experiment=name, losses=(0.5,), resume="auto")
+    assert of(tracked, name) == [(run, "FINISHED")]
+    history = tracked.get_metric_history(run, "loss")
+    assert {found.step for found in history} == {1, 2, 3, 4, 5}
+    assert tracked.get_run(run).data.tags["ckpt.attempt"] == made[-1][0].attempt.id
+    train(store_path, MLflowLink(), experiment=name, losses=(0.5,), resume="step=2")  # from before its end
+    assert len(of(tracked, name)) == 2
+
+
+def test_a_run_goes_on_where_the_handler_lets_training_go_on(tracked, store_path, handler):
+    def fail(session, step):
+        session.evaluate_end(step, metrics={"loss": 0.5})
+        assert session.manager.hooks.drain(SECONDS)
+        assert [status for _, status in of(tracked, "goes on")] == ["RUNNING"]
+        raise ValueError("another matter")
+
+    handler(lambda number, frame: None)
+    with pytest.raises(ValueError, match="another matter"):
+        preempted(store_path, "goes on", goes_on=fail)
+    assert [status for _, status in of(tracked, "goes on")] == ["FAILED"]
+
+
 def test_a_run_of_ones_own_is_used_and_left_open(tracked, store_path):
     experiment = tracked.create_experiment("mine")
     run = tracked.create_run(experiment).info.run_id
