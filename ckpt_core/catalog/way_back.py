@@ -12,7 +12,7 @@ from ckpt_core.catalog.schema import catalog_version
 
 __all__ = ["begin", "end", "place", "progress", "wanted"]
 
-_MARK = "back to "
+_MARK = "on its way to "
 
 progress = Table("catalog_way_back", MetaData(), Column("version_num", String(32), nullable=False))
 

@@ -133,7 +133,7 @@ def _migrate(call: Call, wanted: str | None) -> None:
         if wanted is None:
             backup = migrate.bring_up_to_date(database)
         else:
-            call.confirm(f"Bring {database} from revision {before} back to {wanted}?")
+            call.confirm(f"Bring {database}, now {before}, back to revision {wanted}?")
             backup = migrate.take_back(database, wanted)
         after = migrate.revision(database)
         place = str(database)
