@@ -6,8 +6,8 @@ Tensors are never all in memory: those of an import are mapped from its files, t
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ckpt_core.backends import StorageBackend, find_backend, guess_backend
+from ckpt_core.backends.room import laid_out
 from ckpt_core.errors import CkptError, CorruptionError, FormatError, NotFoundError, StateError, UsageError
 from ckpt_core.format.documents import Manifest
 from ckpt_core.hooks import HookContext, HookEvent
@@ -39,8 +40,6 @@ from ckpt_core.tree import (
 __all__ = ["Exported", "export_checkpoint", "import_checkpoint", "write_out"]
 
 _PIECE = 8 << 20
-_IN_MEMORY = 64 << 20
-_ALIGNED = 64
 _SHOWN = 6
 
 Progress = Callable[[int, int], None]
@@ -101,17 +100,24 @@ def write_out(
         manifest, chunks = open_chunks(repository, manifest, backend=backend)
         with closing(chunks):
             node = _selected(manifest.state, select)
-            with _laid_out(chunks, node, path.parent / "tensors", progress) as data:
-                state = _save(writer, _state(manifest, chunks, node, data, writer.framework), path)
-                bad = _read_back(writer, path, state) if verify else []
-                if bad:
-                    raise CorruptionError(
-                        f"{place} was not written: read back by the format {writer.name!r}, {_some(bad)} are not "
-                        "what they are in the checkpoint",
-                        kind="export",
-                        paths=tuple(bad),
-                    )
-                tensors = borrow(flatten(state, registry)).tensors
+            sizes = {index: dtypes.nbytes(chunks.spec(index)) for index in tensor_paths(node).values()}
+            data = laid_out(
+                chunks.read_range,
+                sizes,
+                chunk_bytes=manifest.chunk_bytes,
+                folder=path.parent,
+                progress=progress,
+            )
+            state = _save(writer, _state(manifest, chunks, node, data, writer.framework), path)
+            bad = _read_back(writer, path, state) if verify else []
+            if bad:
+                raise CorruptionError(
+                    f"{place} was not written: read back by the format {writer.name!r}, {_some(bad)} are not "
+                    "what they are in the checkpoint",
+                    kind="export",
+                    paths=tuple(bad),
+                )
+            tensors = borrow(flatten(state, registry)).tensors
     return Exported(place, writer.name, len(tensors), sum(tensor.data.nbytes for tensor in tensors))
 
 
@@ -181,34 +187,6 @@ def _selected(tree: Any, select: str | None) -> Any:
             kind="path",
             path=select,
         ) from None
-
-
-@contextmanager
-def _laid_out(
-    chunks: Chunks, node: Any, file: Path, progress: Progress | None
-) -> Iterator[dict[int, Buffer]]:
-    """The bytes of the tensors of a tree, each checked as it is read: in memory where they are few, else mapped from
-    a file, whose pages are read when they are touched."""
-    sizes = {index: dtypes.nbytes(chunks.spec(index)) for index in tensor_paths(node).values()}
-    begins, end = {}, 0
-    for index, size in sizes.items():
-        begins[index] = end
-        end += -(-size // _ALIGNED) * _ALIGNED
-    whole = np.empty(end, np.uint8)
-    if end > _IN_MEMORY:
-        with open(file, "xb") as out:
-            out.truncate(end)
-        whole = np.asarray(np.memmap(file, np.uint8, "r+"))
-        file.unlink()
-    done, total = 0, sum(sizes.values())
-    for index, size in sizes.items():
-        for at in range(0, size, _PIECE):
-            piece = chunks.read_range(index, at, min(at + _PIECE, size))
-            whole[begins[index] + at : begins[index] + at + piece.nbytes] = piece
-            done += piece.nbytes
-            if progress is not None:
-                progress(done, total)
-    yield {index: whole[begins[index] : begins[index] + size] for index, size in sizes.items()}
 
 
 def _state(manifest: Manifest, chunks: Chunks, node: Any, data: Mapping[int, Buffer], framework: str) -> Any:
@@ -318,18 +296,19 @@ def _stored_otherwise(manager: CheckpointManager, checkpoint: Checkpoint, state:
     manifest, chunks = open_chunks(repository, manifest, backend=manager.backend)
     snapshot = borrow(flatten(state, registry))
     expected, bad = tensor_paths(snapshot.tree), []
+    step = max(1, _PIECE // manifest.chunk_bytes) * manifest.chunk_bytes  # no chunk is read twice
     with closing(chunks):
         stored = tensor_paths(manifest.state)
         for path, index in expected.items():
             tensor = snapshot.tensors[index]
-            pieces = range(0, tensor.data.nbytes, _PIECE)
+            pieces = range(0, tensor.data.nbytes, step)
             if (
                 path not in stored
                 or chunks.spec(stored[path]) != tensor.spec
                 or not all(
                     np.array_equal(
-                        chunks.read_range(stored[path], at, min(at + _PIECE, tensor.data.nbytes)),
-                        tensor.data[at : at + _PIECE],
+                        chunks.read_range(stored[path], at, min(at + step, tensor.data.nbytes)),
+                        tensor.data[at : at + step],
                     )
                     for at in pieces
                 )

@@ -6,12 +6,10 @@ Archives come from anywhere: nothing is unpickled or extracted, and no member is
 from __future__ import annotations
 
 import math
-import mmap
-import tempfile
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
@@ -19,6 +17,7 @@ import numpy as np
 
 from ckpt_core.backends.contract import StorageBackend
 from ckpt_core.backends.parts import STRUCTURE, aliases, on_device, put_together, take_apart
+from ckpt_core.backends.room import room_for
 from ckpt_core.errors import CorruptionError, FormatError
 from ckpt_core.tree import borrow, flatten, registry
 
@@ -89,25 +88,40 @@ def _read(path: Path, *, mapped: bool) -> Any:
 
 def _members(path: Path, *, mapped: bool) -> Iterator[tuple[str, Array]]:
     with zipfile.ZipFile(path) as archive:
-        for info in archive.infolist():
+        members = archive.infolist()
+        _check(path, members)
+        lying = {info for info in members if mapped and info.compress_type == zipfile.ZIP_STORED}
+        whole = np.asarray(np.memmap(path, np.uint8, "c")) if lying else np.empty(0, np.uint8)
+        others = [info.file_size for info in members if info not in lying]
+        room = iter(room_for(others)) if mapped else (np.empty(size, np.uint8) for size in others)
+        for info in members:
             name = info.filename
-            if not name.endswith(_MEMBER):
-                raise CorruptionError(
-                    f"{path} holds {name!a}, which is no array", kind="document", path=str(path)
-                )
-            if info.file_size > info.compress_size * _EXPANSION:
-                raise CorruptionError(f"{name!a} claims to expand to {info.file_size} bytes", kind="size")
             with archive.open(info) as member:
                 shape, dtype, fortran = _header(member, name)
                 header = member.tell()
                 if header + math.prod(shape) * dtype.itemsize != info.file_size:
                     raise CorruptionError(f"{name!a} of {path} is not as long as it says", kind="size")
-                if mapped and info.compress_type == zipfile.ZIP_STORED and info.file_size > header:
-                    data = _mapped(path, info, header)
+                if info in lying:
+                    data = _lying(path, whole, info)[header:]
                 else:
-                    data = _filled(member, info.file_size - header, spill=mapped)
+                    data = _filled(member, next(room)[: info.file_size - header])
             flat = np.ndarray((math.prod(shape),), dtype, buffer=data.data)
             yield name.removesuffix(_MEMBER), flat.reshape(shape, order="F" if fortran else "C")
+
+
+def _check(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
+    """That they are arrays by name, and as large as they can be at most."""
+    for info in members:
+        if not info.filename.endswith(_MEMBER):
+            raise CorruptionError(
+                f"{path} holds {info.filename!a}, which is no array", kind="document", path=str(path)
+            )
+        if info.file_size > info.compress_size * _EXPANSION:
+            raise CorruptionError(
+                f"{info.filename!a} claims to expand to {info.file_size} bytes", kind="size"
+            )
+    if sum(info.compress_size for info in members) > path.stat().st_size:
+        raise CorruptionError(f"the arrays in {path} claim more bytes than it has", kind="size")
 
 
 def _header(member: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
@@ -129,35 +143,28 @@ def _header(member: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype[Any
     return shape, dtype, fortran
 
 
-def _mapped(path: Path, info: zipfile.ZipInfo, header: int) -> Array:
-    """The data of a member as it lies in the file, checked against the archive's own checksum."""
-    with open(path, "rb") as file:
-        file.seek(info.header_offset)
-        local = file.read(_LOCAL)
-        begin = info.header_offset + _LOCAL + int.from_bytes(local[26:28], "little")
-        begin += int.from_bytes(local[28:30], "little")
-        whole = np.memmap(file, np.uint8, "c", begin, (info.file_size,))
+def _lying(path: Path, whole: Array, info: zipfile.ZipInfo) -> Array:
+    """A member as it lies in the file, checked against the archive's own checksum."""
+    begin = info.header_offset + _LOCAL
+    local = whole[info.header_offset : begin].tobytes()
+    begin += int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
+    member = whole[begin : begin + info.file_size]
     crc = 0
-    for at in range(0, info.file_size, _PIECE):
-        crc = zlib.crc32(whole[at : at + _PIECE].data, crc)
-    if crc != info.CRC:
+    for at in range(0, member.nbytes, _PIECE):
+        crc = zlib.crc32(member[at : at + _PIECE].data, crc)
+    if crc != info.CRC or member.nbytes != info.file_size:
         raise CorruptionError(f"{info.filename!a} of {path} does not match its checksum", kind="digest")
-    return np.asarray(whole[header:])
+    return member
 
 
-def _filled(member: IO[bytes], size: int, *, spill: bool) -> Array:
-    """What is left of a member, in memory, or (spilled) in a file that is gone when nobody uses it."""
-    if spill and size:
-        with tempfile.TemporaryFile() as file:
-            file.truncate(size)
-            out = np.frombuffer(mmap.mmap(file.fileno(), size), np.uint8)
-    else:
-        out = np.empty(size, np.uint8)
-    for at in range(0, size, _PIECE):
-        piece = member.read(min(_PIECE, size - at))
-        out[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
-        if len(piece) != min(_PIECE, size - at):
+def _filled(member: IO[bytes], out: Array) -> Array:
+    """What is left of a member, read in pieces."""
+    for at in range(0, out.nbytes, _PIECE):
+        wanted = out[at : at + _PIECE]
+        piece = member.read(wanted.nbytes)
+        if len(piece) != wanted.nbytes:
             raise CorruptionError("an array ends before its data does", kind="truncated")
+        wanted[:] = np.frombuffer(piece, np.uint8)
     if member.read(1):
         raise CorruptionError("an array goes on behind its data", kind="size")
     return out

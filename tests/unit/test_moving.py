@@ -24,9 +24,8 @@ from ckpt_core import (
     UsageError,
     export_checkpoint,
     import_checkpoint,
-    moving,
 )
-from ckpt_core.backends import finding
+from ckpt_core.backends import finding, room
 from ckpt_core.backends.npz import NpzBackend
 from ckpt_core.hooks import HookEvent
 from ckpt_core.stores import MemoryStore
@@ -56,8 +55,8 @@ def manager() -> Iterator[CheckpointManager]:
 @pytest.fixture(params=["in memory", "from a file"])
 def _room(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "from a file":
-        monkeypatch.setattr(moving, "_IN_MEMORY", 0)
-        monkeypatch.setattr(moving, "_PIECE", 1000)
+        monkeypatch.setattr(room, "_IN_MEMORY", 0)
+        monkeypatch.setattr(room, "_PIECE", 1000)
 
 
 @pytest.mark.usefixtures("_room")
