@@ -13,14 +13,15 @@ import os
 import pickle
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch.distributed.checkpoint._traverse import set_element
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
@@ -29,6 +30,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from ckpt_core import CkptError, CorruptionError, FormatError, StateError, StorageBackend
 from ckpt_core.backends.parts import on_device
+from ckpt_core.backends.room import room_for
 from ckpt_core.tree import flatten, is_file_name, registry
 from ckpt_torch.backend import natural, restored
 
@@ -64,23 +66,41 @@ class DistributedBackend(StorageBackend):
         return {"torch": str(torch.__version__)}
 
     def load_checkpoint(self, path: Path, device: str | None = None) -> Any:
-        state: dict[str, Any] = {}
-        try:
-            reader = _Reader(path)
-            reader.read_metadata()  # torch would go on without
-            with _quiet():
-                _load_state_dict(
-                    state,
-                    storage_reader=reader,
-                    planner=_Planner(),  # type: ignore[no-untyped-call]
-                    no_dist=True,
-                )
-        except (CheckpointException, Exception) as error:  # torch's own is no Exception
-            raise _told(path, error) from error
-        return on_device(restored(state), device)
+        return on_device(_load(path, _fresh), device)
+
+    def view_checkpoint(self, path: Path) -> Any:
+        return _load(path, _in_room)
 
     def recognises(self, path: Path) -> bool:
         return (path / _METADATA).is_file() and any(path.glob("*.distcp"))
+
+
+Tensors = Callable[[Sequence[TensorStorageMetadata]], list[torch.Tensor]]
+
+
+def _load(path: Path, tensors: Tensors) -> Any:
+    state: dict[str, Any] = {}
+    try:
+        reader = _Reader(path)
+        reader.read_metadata()  # torch would go on without
+        with _quiet():
+            _load_state_dict(state, storage_reader=reader, planner=_Planner(tensors), no_dist=True)
+    except (CheckpointException, Exception) as error:  # torch's own is no Exception
+        raise _told(path, error) from error
+    return restored(state)
+
+
+def _fresh(described: Sequence[TensorStorageMetadata]) -> list[torch.Tensor]:
+    return [torch.empty(each.size, dtype=each.properties.dtype) for each in described]
+
+
+def _in_room(described: Sequence[TensorStorageMetadata]) -> list[torch.Tensor]:
+    """Tensors that need not fit into memory: torch reads into them what it has of one after the other."""
+    room = room_for([math.prod(each.size) * each.properties.dtype.itemsize for each in described])
+    return [
+        torch.from_numpy(data).view(each.properties.dtype).reshape(each.size)
+        for data, each in zip(room, described, strict=True)
+    ]
 
 
 class _Reader(FileSystemReader):
@@ -99,8 +119,24 @@ class _Reader(FileSystemReader):
         return metadata
 
 
-class _Planner(_EmptyStateDictLoadPlanner):
-    """Makes the state that the metadata describes."""
+class _Planner(DefaultLoadPlanner):
+    """Makes the state that the metadata describes, of `tensors` that are given."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        super().__init__()
+        self._tensors = tensors
+
+    def set_up_planner(
+        self, state_dict: dict[str, Any], metadata: Metadata | None = None, is_coordinator: bool = False
+    ) -> None:
+        assert metadata is not None, "it has been read"
+        described = metadata.state_dict_metadata
+        named = {name: each for name, each in described.items() if isinstance(each, TensorStorageMetadata)}
+        made = dict(zip(named, self._tensors(list(named.values())), strict=True))
+        paths = metadata.planner_data or {}
+        for name, each in described.items():
+            set_element(state_dict, paths.get(name, (name,)), made.get(name, each))
+        super().set_up_planner(state_dict, metadata, is_coordinator)
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         plain = torch.load(value, weights_only=True)
@@ -137,7 +173,7 @@ def _told(path: Path, error: BaseException) -> CkptError:
     """What went wrong, in our words: what torch makes of a damaged folder is manifold."""
     if isinstance(error, CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]
-    if isinstance(error, (CorruptionError, FormatError)):
+    if isinstance(error, CkptError):
         return error
     if isinstance(error, pickle.UnpicklingError):
         return FormatError(f"{path} holds more than tensors and plain values: {error}", kind="pickle")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 import tracemalloc
 import warnings
 from pathlib import Path
@@ -15,10 +16,11 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from ckpt_core import CheckpointManager, CorruptionError, FormatError, export_checkpoint, import_checkpoint
-from ckpt_core.backends import guess_backend
+from ckpt_core.backends import guess_backend, room
 from ckpt_core.stores import MemoryStore
 from ckpt_core.testing import same_state
 from ckpt_torch.distributed import DistributedBackend
+from contract.anonymous import taken_by_import
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
@@ -57,6 +59,31 @@ def test_folders_of_torch_are_read(tmp_path: Path) -> None:
     assert guess_backend(tmp_path / "x").name == "dcp"
     found = DistributedBackend().load_checkpoint(tmp_path / "x")
     assert (found["epoch"], found["optimizer"][0]["betas"]) == (3, (0.9, 0.999))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what memory is of no file, only Linux tells")
+def test_an_import_takes_no_memory_for_the_whole(tmp_path: Path) -> None:
+    small, large = tmp_path / "small", tmp_path / "large"
+    for place, values in ((small, 10), (large, 1 << 20)):
+        tensors = {f"w{n}": torch.arange(values) + n * values for n in range(12)}
+        dcp.save(tensors, storage_writer=dcp.FileSystemWriter(place), no_dist=True)
+    assert taken_by_import("dcp", small, large, tmp_path / "store") < 48 << 20  # of 96
+
+
+def test_what_is_mapped_is_what_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "_IN_MEMORY", 0)
+    saved = state() | {
+        "none": torch.empty(0, 3),
+        "one": torch.tensor(True),
+        "deep": {"c": torch.ones(2, 3, dtype=torch.complex64)},
+    }
+    dcp.save(saved, storage_writer=dcp.FileSystemWriter(tmp_path / "x"), no_dist=True)
+    backend = DistributedBackend()
+    viewed = backend.view_checkpoint(tmp_path / "x")
+    assert same_state(viewed, backend.load_checkpoint(tmp_path / "x"))
+    assert viewed["deep"]["c"].dtype == torch.complex64
+    viewed["model"]["w"] += 1  # it is the caller's own
+    assert not same_state(viewed, backend.view_checkpoint(tmp_path / "x"))
 
 
 class Touch:
