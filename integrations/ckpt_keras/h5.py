@@ -5,7 +5,7 @@ As a state it is the tree of groups in the file: `layers/dense/vars/0`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +13,9 @@ import h5py
 import ml_dtypes
 import numpy as np
 
-from ckpt_core import CorruptionError, StateError, StorageBackend
+from ckpt_core import CkptError, CorruptionError, StateError, StorageBackend
+from ckpt_core.backends.room import room_for
+from ckpt_core.model import Buffer
 
 __all__ = ["WeightsFile"]
 
@@ -34,10 +36,10 @@ class WeightsFile(StorageBackend):
         return {"h5py": h5py.__version__}
 
     def load_checkpoint(self, path: Path, device: str | None = None) -> Any:
-        return _load(path, None)
+        return _load(path, mapped=False)
 
     def view_checkpoint(self, path: Path) -> Any:
-        return _load(path, path)
+        return _load(path, mapped=True)
 
     def kept(self, data: Any) -> dict[str, Any]:
         """The state itself, if it is dicts of arrays. Raises StateError."""
@@ -71,19 +73,24 @@ def _write(group: Any, tree: Mapping[str, Any], where: str) -> None:
             dataset.attrs["dtype"] = _BFLOAT16
 
 
-def _load(path: Path, mapped: Path | None) -> dict[str, Any]:
+def _load(path: Path, *, mapped: bool) -> dict[str, Any]:
     try:
         with h5py.File(path, "r") as file:
-            return _read(file, mapped, {file.id})
+            tree = _datasets(file, {file.id})
+            whole = np.asarray(np.memmap(path, np.uint8, "c")) if mapped else None
+            sizes = [each.nbytes for each in _leaves(tree) if whole is None or not _lies(each)]
+            room = iter(room_for(sizes)) if mapped else (np.empty(size, np.uint8) for size in sizes)
+            return _arrays(tree, whole, room)
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        if isinstance(error, CorruptionError):
+        if isinstance(error, CkptError):
             raise
         raise CorruptionError(
             f"{path} is no HDF5 file of weights, or a damaged one: {error}", kind="document"
         ) from error
 
 
-def _read(group: Any, mapped: Path | None, seen: set[Any], depth: int = 0) -> dict[str, Any]:
+def _datasets(group: Any, seen: set[Any], depth: int = 0) -> dict[str, Any]:
+    """The arrays in the file, each as large as it can be at most; none of them is read yet."""
     found: dict[str, Any] = {}
     for name in group:
         link = group.get(name, getlink=True)
@@ -94,22 +101,50 @@ def _read(group: Any, mapped: Path | None, seen: set[Any], depth: int = 0) -> di
             raise CorruptionError(f"{name!a} stands in the file more than once, or too deep", kind="document")
         seen.add(member.id)
         if isinstance(member, h5py.Group):
-            found[name] = _read(member, mapped, seen, depth + 1)
+            found[name] = _datasets(member, seen, depth + 1)
         else:
-            found[name] = _array(member, mapped)
+            _check(member)
+            found[name] = member
     return found
 
 
-def _array(dataset: Any, mapped: Path | None) -> np.ndarray[Any, Any]:
-    dtype = ml_dtypes.bfloat16 if dataset.attrs.get("dtype") == _BFLOAT16 else dataset.dtype
+def _check(dataset: Any) -> None:
     if dataset.dtype.hasobject or (dataset.external and len(dataset.external)) or dataset.is_virtual:
         raise CorruptionError(f"{dataset.name!a} is no plain array in the file", kind="document")
     if dataset.nbytes > dataset.id.get_storage_size() and dataset.compression is None:
         raise CorruptionError(f"{dataset.name!a} claims more bytes than it has", kind="size")
     if dataset.compression is not None and dataset.nbytes > 1032 * dataset.id.get_storage_size():
         raise CorruptionError(f"{dataset.name!a} claims to expand to {dataset.nbytes} bytes", kind="size")
-    offset = dataset.id.get_offset()
-    if mapped is not None and offset is not None and dataset.nbytes:
-        return np.asarray(np.memmap(mapped, dtype, "c", offset, dataset.shape))
-    raw: np.ndarray[Any, Any] = np.asarray(dataset[()])
-    return raw if raw.dtype == dtype else np.frombuffer(bytearray(raw.tobytes()), dtype).reshape(raw.shape)
+
+
+def _lies(dataset: Any) -> bool:
+    """Whether its bytes lie in the file as they are."""
+    return dataset.id.get_offset() is not None and dataset.nbytes > 0
+
+
+def _leaves(tree: Mapping[str, Any]) -> Iterator[Any]:
+    for member in tree.values():
+        if isinstance(member, dict):
+            yield from _leaves(member)
+        else:
+            yield member
+
+
+def _arrays(tree: Mapping[str, Any], whole: Buffer | None, room: Iterator[Buffer]) -> dict[str, Any]:
+    return {
+        name: _arrays(member, whole, room) if isinstance(member, dict) else _array(member, whole, room)
+        for name, member in tree.items()
+    }
+
+
+def _array(dataset: Any, whole: Buffer | None, room: Iterator[Buffer]) -> np.ndarray[Any, Any]:
+    """An array as it lies in the file, if that is `whole` in memory, else read into the next of `room`."""
+    if whole is not None and _lies(dataset):
+        begin = dataset.id.get_offset()
+        data = whole[begin : begin + dataset.nbytes]
+    else:
+        data = next(room)
+        if data.size:
+            dataset.read_direct(np.ndarray(dataset.shape, dataset.dtype, buffer=data.data))
+    half = dataset.attrs.get("dtype") == _BFLOAT16 and dataset.dtype.itemsize == 2
+    return np.ndarray(dataset.shape, ml_dtypes.bfloat16 if half else dataset.dtype, buffer=data.data)
