@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,19 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from ckpt_core import CheckpointManager, StateError, export_checkpoint, import_checkpoint
-from ckpt_core.backends import guess_backend
+from ckpt_core import (
+    CheckpointManager,
+    CorruptionError,
+    FormatError,
+    StateError,
+    export_checkpoint,
+    import_checkpoint,
+)
+from ckpt_core.backends import guess_backend, room
 from ckpt_core.stores import MemoryStore
+from ckpt_jax import orbax_backend
+from ckpt_jax.orbax_backend import OrbaxBackend
+from contract.anonymous import taken_by_import
 
 
 def state() -> dict[str, Any]:
@@ -64,3 +76,94 @@ def test_what_orbax_cannot_hold_is_told(tmp_path: Path) -> None:
         with pytest.raises(StateError, match="date at when"):
             export_checkpoint(manager, "latest", tmp_path / "x", format="orbax")
         export_checkpoint(manager, "latest", tmp_path / "x", format="orbax", select="params")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what memory is of no file, only Linux tells")
+def test_an_import_takes_no_memory_for_the_whole(tmp_path: Path) -> None:
+    small, large = tmp_path / "small", tmp_path / "large"
+    random = np.random.default_rng(0)
+    for place, values in ((small, 10), (large, 1 << 19)):
+        OrbaxBackend().save_checkpoint({f"w{n}": random.random(values) for n in range(60)}, place)
+    assert taken_by_import("orbax", small, large, tmp_path / "store") < 150 << 20  # of 240
+
+
+def kinds(folder: Path) -> list[Path]:
+    """The same state as Orbax has written it since long, and as it can."""
+    handlers = {
+        "ocdbt": ocp.PyTreeCheckpointHandler(),
+        "files": ocp.PyTreeCheckpointHandler(use_ocdbt=False),
+        "zarr3": ocp.PyTreeCheckpointHandler(use_zarr3=True),
+    }
+    for name, handler in handlers.items():
+        with ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(folder / name, state() | {"empty": {}, "nothing": None})
+    return [folder / name for name in handlers]
+
+
+def test_what_is_read_in_groups_is_what_is_read_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "_IN_MEMORY", 0)
+    monkeypatch.setattr(orbax_backend, "_GROUP", 20)
+    for folder in kinds(tmp_path):
+        viewed = OrbaxBackend().view_checkpoint(folder)
+        assert same(viewed, OrbaxBackend().load_checkpoint(folder))
+        assert {key: viewed.pop(key) for key in ("empty", "nothing")} == {"empty": {}, "nothing": None}
+        assert same(viewed, state())
+        viewed["params"]["w"][:] = 0  # it is the caller's own
+
+
+def rewritten(path: Path, **facts: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+
+
+@pytest.mark.parametrize("method", ["load_checkpoint", "view_checkpoint"])
+@pytest.mark.parametrize(
+    ("name", "facts", "said"),
+    [
+        ("params.w", {"shape": [1 << 30, 1 << 20]}, "claims"),
+        ("params.w", {"shape": [1 << 20, 4]}, "claims"),  # a chunk takes a byte at the least
+        ("params.w", {"shape": [1 << 40, 4], "chunks": [1 << 40, 4]}, "claims"),
+        ("params.w", {"chunks": [1 << 40, 4]}, "claims"),
+        ("step", {"shape": [1 << 40], "chunks": [1 << 40]}, "no number"),
+    ],
+)
+def test_what_is_claimed_to_be_large_is_held_against_the_files(
+    tmp_path: Path, method: str, name: str, facts: dict[str, Any], said: str
+) -> None:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as checkpointer:
+        checkpointer.save(tmp_path / "x", state())
+    rewritten(tmp_path / "x" / name / ".zarray", **facts)
+    with pytest.raises(CorruptionError, match=said):
+        getattr(OrbaxBackend(), method)(tmp_path / "x")
+
+
+def test_many_zeros_are_believed(tmp_path: Path) -> None:
+    zeros = {"w": np.zeros(8 << 20)}
+    OrbaxBackend().save_checkpoint(zeros, tmp_path / "x")
+    assert sum(file.stat().st_size for file in (tmp_path / "x").rglob("*") if file.is_file()) < 64 << 10
+    assert same(OrbaxBackend().view_checkpoint(tmp_path / "x"), zeros)
+
+
+@pytest.mark.parametrize("kind", ["relative", "absolute"])
+def test_a_name_does_not_lead_out_of_its_folder(tmp_path: Path, kind: str) -> None:
+    for name in ("x", "secret"):
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as checkpointer:
+            checkpointer.save(tmp_path / name, {"w": np.arange(4)})
+    named = "../secret/w" if kind == "relative" else str(tmp_path / "secret" / "w")
+    text = (tmp_path / "x" / "_METADATA").read_text()
+    text = text.replace('"key": "w"', f'"key": "{named}"').replace("('w',)", f"('{named}',)")
+    (tmp_path / "x" / "_METADATA").write_text(text)
+    with pytest.raises(CorruptionError, match="not in it|does not hold what"):
+        OrbaxBackend().load_checkpoint(tmp_path / "x")
+
+
+def test_what_is_damaged_is_told(tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    with pytest.raises(FormatError, match="no folder of Orbax"):
+        OrbaxBackend().load_checkpoint(tmp_path / "none")
+    OrbaxBackend().save_checkpoint({"w": np.arange(1000)}, tmp_path / "x")
+    for file in (tmp_path / "x").rglob("d/*"):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(CorruptionError, match="damaged folder of Orbax"):
+        OrbaxBackend().view_checkpoint(tmp_path / "x")
