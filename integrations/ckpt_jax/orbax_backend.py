@@ -22,7 +22,7 @@ __all__ = ["OrbaxBackend"]
 _METADATA = "_METADATA"
 _ITEM = "default"  # where a CheckpointManager of Orbax puts its only item
 _EXPANSION = 32768  # what zstd can make of a byte at the most: 128 KiB of one value are four bytes
-_GROUP = 32 << 20
+_GROUP = 32 << 20  # read at once; and written to one file, as Orbax has all of a file in memory before
 
 
 class OrbaxBackend(StorageBackend):
@@ -33,7 +33,8 @@ class OrbaxBackend(StorageBackend):
 
     def save_checkpoint(self, data: Any, path: Path) -> dict[str, Any]:
         with _checkpointer() as checkpointer:
-            checkpointer.save(path.absolute(), self.kept(data))
+            args = ocp.args.PyTreeSave(self.kept(data), ocdbt_target_data_file_size=_GROUP)
+            checkpointer.save(path.absolute(), args=args)
         return {"orbax": ocp.__version__}
 
     def load_checkpoint(self, path: Path, device: str | None = None) -> Any:

@@ -26,7 +26,7 @@ from ckpt_core.backends import guess_backend, room
 from ckpt_core.stores import MemoryStore
 from ckpt_jax import orbax_backend
 from ckpt_jax.orbax_backend import OrbaxBackend
-from contract.anonymous import taken_by_import
+from contract.anonymous import taken_by_export, taken_by_import
 
 
 def state() -> dict[str, Any]:
@@ -79,12 +79,14 @@ def test_what_orbax_cannot_hold_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what memory is of no file, only Linux tells")
-def test_an_import_takes_no_memory_for_the_whole(tmp_path: Path) -> None:
+def test_neither_an_import_nor_an_export_takes_memory_for_the_whole(tmp_path: Path) -> None:
     small, large = tmp_path / "small", tmp_path / "large"
     random = np.random.default_rng(0)
     for place, values in ((small, 10), (large, 1 << 19)):
         OrbaxBackend().save_checkpoint({f"w{n}": random.random(values) for n in range(60)}, place)
     assert taken_by_import("orbax", small, large, tmp_path / "store") < 150 << 20  # of 240
+    places = tmp_path / "again", tmp_path / "back"
+    assert taken_by_export("orbax", *places, tmp_path / "store") < 150 << 20
 
 
 def kinds(folder: Path) -> list[Path]:
@@ -111,6 +113,16 @@ def test_what_is_read_in_groups_is_what_is_read_at_once(
         assert {key: viewed.pop(key) for key in ("empty", "nothing")} == {"empty": {}, "nothing": None}
         assert same(viewed, state())
         viewed["params"]["w"][:] = 0  # it is the caller's own
+
+
+def test_an_array_is_cut_up_where_it_is_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(orbax_backend, "_GROUP", 1 << 20)
+    large = {"w": np.random.default_rng(0).random((1000, 1000)), "v": np.arange(3)}
+    OrbaxBackend().save_checkpoint(large, tmp_path / "x")
+    assert len(list((tmp_path / "x").rglob("d/*"))) > 8
+    assert same(OrbaxBackend().view_checkpoint(tmp_path / "x"), large)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        assert same(checkpointer.restore(tmp_path / "x"), large)
 
 
 def rewritten(path: Path, **facts: Any) -> None:
