@@ -56,6 +56,7 @@ class Workspace:
         self.index = Index(repository, self.segments, url, file, self.figures.cache)
         self.facts = ExperimentIndex(self.index, repository, self.experiments, self.segments)
         self.manifests = Manifests(repository, self.figures.cache)
+        repository.forwarded = self.manifests.forward
         self.marked = 0
         """How often a tag or pin was set or taken off here: who remembers them compares."""
         self._pruning = threading.Lock()

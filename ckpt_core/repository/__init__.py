@@ -3,7 +3,7 @@
 from ckpt_core.repository.checking import check_options
 from ckpt_core.repository.experiments import ExperimentRecords, last_words
 from ckpt_core.repository.leases import Claims, HeldLease, Leases
-from ckpt_core.repository.reader import ChunkReader, Verify, open_pack
+from ckpt_core.repository.reader import ChunkReader, Verify, open_pack, read_forward
 from ckpt_core.repository.references import References
 from ckpt_core.repository.repository import Committed, Draft, Repository
 from ckpt_core.repository.series import MetricSegments
@@ -30,5 +30,6 @@ __all__ = [
     "check_options",
     "last_words",
     "open_pack",
+    "read_forward",
     "refuse_if_gone",
 ]

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -80,6 +81,7 @@ class ChunkReader:
         verify: Verify = "full",
         algorithm: str = "sha256",
         spare: Spare | None = None,
+        forwarded: Callable[[str], Forward] | None = None,
     ) -> None:
         if manifest.format != FORMAT:
             require()
@@ -88,6 +90,7 @@ class ChunkReader:
         self._verify = verify
         self._algorithm = algorithm
         self._spare = spare
+        self._forwarded = forwarded or partial(read_forward, store)
         self._second: ChunkReader | None = None
         self._lock = threading.Lock()
         self._stack = ExitStack()
@@ -354,7 +357,7 @@ class ChunkReader:
         with self._lock:
             if name not in self._forwards:
                 try:
-                    rows = read_forward(self._store, name).rows
+                    rows = self._forwarded(name).rows
                 except ObjectNotFoundError:
                     rows = ()
                 self._forwards[name] = {row.offset: (row.pack, row.new_offset) for row in rows}

@@ -122,6 +122,8 @@ class Repository:
         self.spare = spare
         self.trusted: TrustedKeys | None = None
         """Whose signature a checkpoint must bear, for those who ask; `read` does not."""
+        self.forwarded: Callable[[str], Forward] | None = None
+        """`read_forward` for who opens checkpoints, if it is remembered; `forward` reads what stands there now."""
         self.signatures = Signatures(store, document.store_id)
         self.leases = Leases(store)
         self.trash = Trash(store)
@@ -299,7 +301,7 @@ class Repository:
 
     def reader(self, manifest: Manifest, verify: Verify = "full") -> ChunkReader:
         """The tensors of a checkpoint. Nothing is read yet. Raises MissingExtraError."""
-        return ChunkReader(self.store, manifest, verify, self.document.digest, self.spare)
+        return ChunkReader(self.store, manifest, verify, self.document.digest, self.spare, self.forwarded)
 
     def forget(self, key: str, *, grace: float = 0.0) -> str:
         """Moves a manifest to the trash: the checkpoint is no longer one, its packs still stand. No prune takes

@@ -237,6 +237,36 @@ def test_a_header_is_looked_at_by_who_checks_and_by_nobody_else(tmp_path: Path) 
         assert caught.value.kind == "header"
 
 
+def test_a_forwarding_is_kept_while_it_stands(tmp_path: Path, ticking: Clock) -> None:
+    with CheckpointManager(tmp_path / "store", experiment="digits") as manager:
+        state = {f"w{number}": np.full(30_000, number) for number in range(10)}
+        manager.save(state, step=1, wait=True)
+        kept = manager.save(state | {f"w{number}": np.arange(number, 30_000) for number in range(8)}, step=2)
+        kept.result()
+        manager.forget("step=1", grace=0)
+        assert manager.prune(manager.plan_prune(now=True)).rewritten == 1
+        (forwarding,) = (tmp_path / "store").rglob("*.forward.json")
+        before = forwarding.read_bytes()
+
+        def read() -> bool:
+            ticking.now += 5
+            with manager.open("latest") as reader:
+                return bool((reader["w9"][...] == 9).all())
+
+        assert [read() for _ in range(4)] == [True] * 4
+        assert manager.stats()["cache"]["regions"]["forwards"] == {"hits": 2, "misses": 1, "rate": 2 / 3}
+        forwarding.write_bytes(before.replace(b"0", b"1", 1))
+        for _ in range(2):
+            with pytest.raises(CorruptionError, match="SHA-256"):
+                read()
+        forwarding.unlink()
+        with pytest.raises(CorruptionError) as caught:
+            read()
+        assert caught.value.kind == "missing"
+        forwarding.write_bytes(before)
+        assert read()
+
+
 # -- stats
 
 
