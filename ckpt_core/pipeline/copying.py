@@ -32,8 +32,9 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """What travelled. `there` are checkpoints that the target had; `failed` those that the source cannot give, and
-    `kept` tags that the target has on another checkpoint, and keeps there."""
+    """What travelled. `there` are checkpoints that the target had; `failed` those that the source cannot give,
+    `kept` tags that the target has on another checkpoint, and keeps there; `left` what else the source cannot give,
+    pieces of metric series and what is known of attempts: the key of each, and why."""
 
     checkpoints: tuple[Checkpoint, ...]
     there: int
@@ -42,6 +43,7 @@ class Copied:
     segments: int
     failed: tuple[tuple[str, str], ...]
     kept: tuple[str, ...]
+    left: tuple[tuple[str, str], ...]
 
 
 def copy_checkpoints(
@@ -57,7 +59,8 @@ def copy_checkpoints(
     experiments come along. What the target has does not travel, so a copy that was interrupted goes on where it was.
     A target that is not there is made as the source was; one with another `chunk_bytes` or `digest` gets its own
     chunks. Every byte is checked as it is read. Checkpoints that are damaged, or of which something cannot be read,
-    are left out, and told. Raises NotFoundError, UsageError (the two are one store), StoreError.
+    are left out, and told; so are pieces of metric series, and what attempts told. Raises NotFoundError, UsageError
+    (the two are one store), StoreError.
     """
     origin = Workspace.open(source)
     try:
@@ -140,16 +143,17 @@ def copy_between(
     lineages: dict[str, set[str]] = {}
     for each in present:
         lineages.setdefault(each.experiment, set()).add(each.attempt.lineage)
-    segments = _copy_series(origin, there, lineages)
-    _copy_records(origin, there, lineages)
+    left: list[tuple[str, str]] = []
+    segments = _copy_series(origin, there, lineages, left)
+    _copy_records(origin, there, lineages, left)
     for name in sorted({checkpoint.experiment for checkpoint in present}):
         there.index.synchronise(name)
     nbytes = sum(checkpoint.written_bytes for checkpoint in copied)
     facts = {"source": origin.repository.store.url, "checkpoints": len(copied), "failed": len(failed)}
-    there.audit("copy", there.repository.store.url, "partly" if failed else "done", **facts)
-    return Copied(
-        tuple(copied), len(wanted) - len(missing), nbytes, marks, segments, tuple(failed), tuple(kept)
-    )
+    facts |= {"left": len(left)} if left else {}
+    there.audit("copy", there.repository.store.url, "partly" if failed or left else "done", **facts)
+    had = len(wanted) - len(missing)
+    return Copied(tuple(copied), had, nbytes, marks, segments, tuple(failed), tuple(kept), tuple(left))
 
 
 def _copy(
@@ -203,7 +207,9 @@ def _copy_marks(origin: Workspace, there: Workspace, present: Iterable[Checkpoin
     return count, kept
 
 
-def _copy_series(origin: Workspace, there: Workspace, lineages: Mapping[str, set[str]]) -> int:
+def _copy_series(
+    origin: Workspace, there: Workspace, lineages: Mapping[str, set[str]], left: list[tuple[str, str]]
+) -> int:
     """The metric series of these lineages of each experiment; returns how many segments."""
     count = 0
     for name, own in lineages.items():
@@ -211,7 +217,7 @@ def _copy_series(origin: Workspace, there: Workspace, lineages: Mapping[str, set
             if there.repository.store.exists(key):
                 continue
             wanted = None
-            with _spared(origin, "a piece of the metric series is not copied"):
+            with _spared(origin, key, left):
                 data = origin.repository.store.get(key, limit=layout.DOCUMENT_LIMIT)
                 if unseal(data, MetricSegment, key).attempt.lineage in own:
                     wanted = data
@@ -221,7 +227,9 @@ def _copy_series(origin: Workspace, there: Workspace, lineages: Mapping[str, set
     return count
 
 
-def _copy_records(origin: Workspace, there: Workspace, lineages: Mapping[str, set[str]]) -> None:
+def _copy_records(
+    origin: Workspace, there: Workspace, lineages: Mapping[str, set[str]], left: list[tuple[str, str]]
+) -> None:
     """What attempts of these lineages told (configuration, environment, how they ended), and tags of experiments."""
     for name, own in lineages.items():
         attempts: set[str] = set()
@@ -229,7 +237,7 @@ def _copy_records(origin: Workspace, there: Workspace, lineages: Mapping[str, se
         # The beginnings first: they tell whose the words are.
         for place, key in sorted(places, key=lambda found: found[0] is None or found[0].word is not None):
             missing, wanted = not there.repository.store.exists(key), None
-            with _spared(origin, "what is known of an experiment is not all copied"):
+            with _spared(origin, key, left):
                 if place is not None and place.word is None:
                     begun = origin.experiments.read(key)
                     if isinstance(begun, AttemptStart) and begun.attempt.lineage in own:
@@ -243,8 +251,9 @@ def _copy_records(origin: Workspace, there: Workspace, lineages: Mapping[str, se
 
 
 @contextmanager
-def _spared(origin: Workspace, what: str) -> Iterator[None]:
-    """Goes on where a document of the source is damaged or cannot be read, which is told, or is removed meanwhile."""
+def _spared(origin: Workspace, key: str, left: list[tuple[str, str]]) -> Iterator[None]:
+    """Goes on where a document of the source is damaged or cannot be read, which is noted in `left`, or is removed
+    meanwhile."""
     try:
         with reading(origin.repository):
             yield
@@ -253,7 +262,8 @@ def _spared(origin: Workspace, what: str) -> Iterator[None]:
     except StoreError:
         raise
     except CkptError as error:
-        _log.warning("%s: %s", what, error)
+        _log.warning("%s is not copied: %s", key, error)
+        left.append((key, str(error)))
 
 
 def _put(there: Workspace, key: str, data: bytes) -> None:

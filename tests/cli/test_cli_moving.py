@@ -100,3 +100,18 @@ def test_from_store_to_store(ckpt: Call, store: Path, tmp_path: Path) -> None:
     assert ckpt("copy", store, target).code == 2, "--store has no place here"
     assert ckpt("copy", store, store, at=None).code == 2
     assert ckpt("copy", "nowhere", target, at=None).code == 10
+
+
+def test_pieces_of_series_that_cannot_be_read_are_told(ckpt: Call, store: Path, tmp_path: Path) -> None:
+    with CheckpointManager(store, experiment="mnist") as manager:
+        manager.begin_attempt(manager.resolve("step=20"))
+        manager.log({"loss": 0.5}, step=21)
+    [piece] = (store / "metrics" / "mnist").iterdir()
+    piece.write_bytes(b"{}")
+    other = tmp_path / "other"
+    answer = ckpt("copy", str(store), str(other), "mnist@step=20", at=None)
+    assert answer.code == 3
+    assert f"not copied: metrics/mnist/{piece.name}: " in answer.out
+    answer = ckpt("copy", str(store), str(other), "mnist@step=20", "--json", at=None)
+    assert answer.code == 3
+    assert [each["key"] for each in answer.data["left"]] == [f"metrics/mnist/{piece.name}"]

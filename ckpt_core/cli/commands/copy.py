@@ -62,7 +62,7 @@ def copy(call: Call, source: str, target: str, references: tuple[str, ...], expe
         )
         for tag in done.kept:
             output.line(f"{tag} is on another checkpoint there, and stays")
-        for name, reason in done.failed:
+        for name, reason in (*done.failed, *done.left):
             output.line(f"not copied: {name}: {reason}")
 
     data = {
@@ -75,6 +75,7 @@ def copy(call: Call, source: str, target: str, references: tuple[str, ...], expe
         "segments": done.segments,
         "kept": list(done.kept),
         "failed": [{"checkpoint": name, "reason": reason} for name, reason in done.failed],
+        "left": [{"key": key, "reason": reason} for key, reason in done.left],
     }
     call.answer("copy", data, show, quiet=[checkpoint.id for checkpoint in done.checkpoints])
-    return exit_codes.PARTIAL if done.failed or done.kept else exit_codes.OK
+    return exit_codes.PARTIAL if done.failed or done.left or done.kept else exit_codes.OK
