@@ -6,14 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from ckpt_core.configuration import values_of
 from ckpt_core.errors import NotFoundError
-from ckpt_core.model import MetricPoint
 from ckpt_core.tracker.series import MetricSeries
 from ckpt_core.tracker.tables import Tabular
-from ckpt_core.tracker.views import Experiment
+from ckpt_core.tracker.views import Experiment, configuration_of
 
-__all__ = ["GROUPS", "Comparison", "Row", "configuration_of", "environment_of"]
+__all__ = ["GROUPS", "Comparison", "Row", "environment_of"]
 
 GROUPS = ("status", "config", "environment", "metric")
 """What the facts that are compared belong to, in the order of the rows."""
@@ -91,8 +89,9 @@ class Comparison(Tabular):
         names = sorted({name for own in self.series.values() for name in own})
         for name in names:
             found = [self.series[each.name].get(name) for each in self.experiments]
+            summaries = [{} if series is None else series.summary for series in found]
             for what in ("last", "min", "max"):
-                points = [_asked(series, what) for series in found]
+                points = [summary.get(what) for summary in summaries]
                 yield Row(
                     "metric", f"{name} {what}", tuple(p.value if p is not None else None for p in points)
                 )
@@ -101,11 +100,6 @@ class Comparison(Tabular):
     def _group(group: str, each: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
         for name in dict.fromkeys(name for one in each for name in one):
             yield Row(group, name, tuple(one.get(name) for one in each))
-
-
-def configuration_of(experiment: Experiment) -> dict[str, Any]:
-    """The values of its configuration by their paths."""
-    return {path: value.plain for path, value in values_of(experiment.config)}
 
 
 def environment_of(experiment: Experiment) -> dict[str, Any]:
@@ -121,13 +115,3 @@ def environment_of(experiment: Experiment) -> dict[str, Any]:
 
 def _text(value: Any) -> Any:
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
-
-
-def _asked(series: MetricSeries | None, what: str) -> MetricPoint | None:
-    if series is None:
-        return None
-    try:
-        point: MetricPoint = getattr(series, what)
-    except NotFoundError:
-        return None
-    return point

@@ -67,6 +67,17 @@ class MetricSeries(Tabular):
         """The largest value; of several the first. NaN does not count. Raises NotFoundError."""
         return self.best("max")
 
+    @property
+    def summary(self) -> dict[str, MetricPoint | None]:
+        """`last`, `min` and `max`: None where nothing was logged, or nothing but NaN."""
+        found: dict[str, MetricPoint | None] = {}
+        for what in ("last", "min", "max"):
+            try:
+                found[what] = getattr(self, what)
+            except NotFoundError:
+                found[what] = None
+        return found
+
     def best(self, mode: Literal["min", "max"] = "min") -> MetricPoint:
         """The best value; of several the first. NaN does not count. Raises NotFoundError, UsageError."""
         if mode not in ("min", "max"):

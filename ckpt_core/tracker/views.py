@@ -7,10 +7,19 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, final
 
+from ckpt_core.configuration import values_of
 from ckpt_core.model import AttemptFacts, ExperimentFacts
 from ckpt_core.tracker.tables import Tabular, html_table
 
-__all__ = ["STATUSES", "AttemptView", "Experiment", "Experiments", "Parent", "experiment_of"]
+__all__ = [
+    "STATUSES",
+    "AttemptView",
+    "Experiment",
+    "Experiments",
+    "Parent",
+    "configuration_of",
+    "experiment_of",
+]
 
 Status = Literal["running", "finished", "failed", "preempted", "lost", "unknown"]
 STATUSES: tuple[Status, ...] = ("running", "finished", "failed", "preempted", "lost", "unknown")
@@ -155,11 +164,14 @@ class Experiments(Tabular, Sequence[Experiment]):
 
     def _values(self) -> dict[str, Sequence[Any]]:
         """The values of all configurations, a column each: `config.optimizer.lr`."""
-        from ckpt_core.configuration import values_of
-
-        rows = [{path: value.plain for path, value in values_of(each.config)} for each in self]
+        rows = [configuration_of(each) for each in self]
         paths = sorted({path for row in rows for path in row})
         return {f"config.{path}": [row.get(path) for row in rows] for path in paths}
+
+
+def configuration_of(experiment: Experiment) -> dict[str, Any]:
+    """The values of its configuration by their paths."""
+    return {path: value.plain for path, value in values_of(experiment.config)}
 
 
 def experiment_of(facts: ExperimentFacts, is_alive: Callable[[AttemptFacts], bool]) -> Experiment:

@@ -229,7 +229,8 @@ def _parent(each: Any) -> dict[str, Any] | None:
 def _show_one(output: Output, each: Experiment) -> None:
     from ckpt_core.cli.tables import Cell, Column, Span
     from ckpt_core.cli.words import when
-    from ckpt_core.tracker.comparison import configuration_of, environment_of
+    from ckpt_core.tracker.comparison import environment_of
+    from ckpt_core.tracker.views import configuration_of
 
     def row(name: str, *parts: Cell) -> None:
         output.line(Span(f"{name:<12}", "bold"), *parts)

@@ -75,7 +75,7 @@ def metrics(
 
 def _record(series: MetricSeries, *, points: bool) -> dict[str, Any]:
     facts: dict[str, Any] = {"name": series.name, "count": len(series)}
-    facts |= {what: _point(_asked(series, what)) for what in ("last", "min", "max")}
+    facts |= {what: _point(point) for what, point in series.summary.items()}
     if points:
         facts["points"] = [_point(point) for point in series]
     return facts
@@ -89,22 +89,11 @@ def _point(point: MetricPoint | None) -> dict[str, Any] | None:
     return {"step": point.step, "value": point.value, "at": clock.to_text(point.at), "attempt": point.attempt}
 
 
-def _asked(series: MetricSeries, what: str) -> MetricPoint | None:
-    from ckpt_core.errors import NotFoundError
-
-    try:
-        found: MetricPoint = getattr(series, what)
-    except NotFoundError:  # nothing, or nothing but NaN
-        return None
-    return found
-
-
 def _overview(output: Output, experiment: str, found: list[MetricSeries]) -> None:
     from ckpt_core.cli.tables import Cell, Column, Span
     from ckpt_core.cli.words import number
 
-    def cells(series: MetricSeries, what: str) -> list[Cell]:
-        point = _asked(series, what)
+    def cells(point: MetricPoint | None) -> list[Cell]:
         return ["", ""] if point is None else [number(point.value), Span(str(point.step), "dim")]
 
     if not found:
@@ -116,9 +105,7 @@ def _overview(output: Output, experiment: str, found: list[MetricSeries]) -> Non
         [
             Span(series.name, "bold"),
             str(len(series)),
-            *cells(series, "last"),
-            *cells(series, "min"),
-            *cells(series, "max"),
+            *(cell for point in series.summary.values() for cell in cells(point)),
         ]
         for series in found
     ]
