@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 from ckpt_core import UsageError, clock
+from ckpt_core.streams import Stream
 from ckpt_jax.memory import Memory
-from ckpt_jax.streams import Stream, global_streams
+from ckpt_jax.streams import global_streams
 
 __all__ = ["Feed"]
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ckpt_jax.streams import Stream, is_generator, stream_of
+from ckpt_core.streams import Stream, is_generator, stream_of
 
 __all__ = ["Memory"]
 

@@ -6,17 +6,16 @@ program has not loaded itself.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import random
 import sys
-from array import array
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from ckpt_core import streams as host
+from ckpt_core.streams import NUMPY, PYTHON, Stream, from_numpy, from_python, to_numpy, to_python
 from ckpt_keras.codec import host_array
 
 __all__ = ["Stream", "capture_rng", "host_streams", "is_generator", "reseed", "restore_rng", "stream_of"]
@@ -24,17 +23,9 @@ __all__ = ["Stream", "capture_rng", "host_streams", "is_generator", "reseed", "r
 _log = logging.getLogger("ckpt_core.keras")
 
 
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """One source. `read` gives plain values, equal for equal states; `write` takes them back."""
-
-    read: Callable[[], Any]
-    write: Callable[[Any], None]
-
-
 def host_streams() -> dict[str, Stream]:
     """What loading of data draws from: Python's generator, numpy's, PyTorch's for the CPU if it is loaded."""
-    streams = {"python": _PYTHON, "numpy": _NUMPY}
+    streams = {"python": PYTHON, "numpy": NUMPY}
     torch = sys.modules.get("torch")
     if torch is not None and hasattr(torch, "get_rng_state"):
         streams["torch"] = Stream(
@@ -70,7 +61,7 @@ def restore_rng(state: Mapping[str, Any]) -> None:
 
 def is_generator(value: object) -> bool:
     """Whether `value` is a source of its own, apart from the global ones."""
-    if isinstance(value, (np.random.Generator, np.random.RandomState, random.Random)):
+    if host.is_generator(value):
         return True
     torch, keras = sys.modules.get("torch"), sys.modules.get("keras")
     if keras is not None and isinstance(value, keras.random.SeedGenerator):
@@ -80,18 +71,8 @@ def is_generator(value: object) -> bool:
 
 def stream_of(generator: Any) -> Stream:
     """A generator as a stream."""
-    if isinstance(generator, np.random.Generator):
-        bits = generator.bit_generator
-        return Stream(lambda: _plain(bits.state), lambda value: setattr(bits, "state", _array(value)))
-    if isinstance(generator, np.random.RandomState):
-        return Stream(
-            lambda: _plain(generator.get_state(legacy=False)),
-            lambda value: generator.set_state(_array(value)),
-        )
-    if isinstance(generator, random.Random):
-        return Stream(
-            lambda: _packed(generator.getstate()), lambda value: generator.setstate(_unpacked(value))
-        )
+    if host.is_generator(generator):
+        return host.stream_of(generator)
     if hasattr(generator, "get_state"):
         torch = sys.modules["torch"]
         return Stream(
@@ -100,8 +81,8 @@ def stream_of(generator: Any) -> Stream:
         )
     variable = generator.state
     return Stream(
-        lambda: _plain(host_array(variable.value)),
-        lambda value: variable.assign(_array(value)),
+        lambda: from_numpy(host_array(variable.value)),
+        lambda value: variable.assign(to_numpy(value)),
     )
 
 
@@ -140,7 +121,7 @@ def _tensorflow_streams(tensorflow: Any) -> dict[str, Stream]:
         # The seed that was set, and the generator that gives each operation its own after that.
         at = context.context()
         rng: Any = getattr(at, "_rng", None)
-        return None if at._seed is None else {"seed": int(at._seed), "rng": _packed(rng.getstate())}
+        return None if at._seed is None else {"seed": int(at._seed), "rng": from_python(rng.getstate())}
 
     def write(value: Any) -> None:
         at = context.context()
@@ -148,13 +129,13 @@ def _tensorflow_streams(tensorflow: Any) -> dict[str, Stream]:
             return
         if at._seed != value["seed"]:
             tensorflow.random.set_seed(value["seed"])
-        at._rng.setstate(_unpacked(value["rng"]))
+        at._rng.setstate(to_python(value["rng"]))
 
     streams = {"tensorflow": Stream(read, write)}
     shared = getattr(stateful_random_ops, "global_generator", None)
     if shared is not None:
         streams["tensorflow-generator"] = Stream(
-            lambda: _plain(shared.state.numpy()), lambda value: shared.state.assign(_array(value))
+            lambda: from_numpy(shared.state.numpy()), lambda value: shared.state.assign(to_numpy(value))
         )
     return streams
 
@@ -168,72 +149,5 @@ def _global_seeds(*, make: bool) -> Any:
     return seed_generator.global_seed_generator() if found is None and make else found
 
 
-def _packed(state: tuple[Any, ...]) -> tuple[Any, ...]:
-    version, words, gauss = state
-    return (version, array("I", words).tobytes(), gauss)
-
-
-def _unpacked(value: Any) -> tuple[Any, ...]:
-    version, words, gauss = value
-    return (version, tuple(array("I", words)), gauss)
-
-
-def _plain(state: Any) -> Any:
-    """numpy's state as plain values; arrays in it become their bytes, which can be compared."""
-    if isinstance(state, Mapping):
-        return {key: _plain(item) for key, item in state.items()}
-    if isinstance(state, np.ndarray):
-        return (state.dtype.str, state.tobytes())
-    return state.item() if isinstance(state, np.generic) else state
-
-
-def _array(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _array(item) for key, item in value.items()}
-    return np.frombuffer(value[1], value[0]).copy() if isinstance(value, tuple) else value
-
-
-class _PythonReader:
-    """Reads Python's generator; what is read again unchanged costs no conversion."""
-
-    def __init__(self) -> None:
-        self._raw: Any = None
-        self._value: Any = None
-
-    def __call__(self) -> Any:
-        raw = random.getstate()
-        if raw != self._raw:
-            self._raw, self._value = raw, _packed(raw)
-        return self._value
-
-
-class _NumpyReader:
-    """Reads numpy's generator; as long as it did not move, from its memory, many times as fast."""
-
-    def __init__(self) -> None:
-        self._moved: Any = None
-        self._value: Any = None
-
-    def __call__(self) -> Any:
-        generator = np.random.get_bit_generator()  # type: ignore[attr-defined]
-        if not isinstance(generator, np.random.MT19937):
-            return _plain(np.random.get_state(legacy=False))
-        # 624 words and a position. The second half of a pair of normal numbers is not in there: while one is
-        # kept, look at everything.
-        moved = (id(generator), ctypes.string_at(generator.ctypes.state_address, 625 * 4))
-        if moved != self._moved or self._value["has_gauss"]:
-            self._moved, self._value = moved, _plain(np.random.get_state(legacy=False))
-        return self._value
-
-    def write(self, value: Any) -> None:
-        self._moved = None
-        np.random.set_state(_array(value))
-
-
 def _torch_state(torch: Any, value: bytes) -> Any:
     return torch.frombuffer(bytearray(value), dtype=torch.uint8)
-
-
-_numpy = _NumpyReader()
-_PYTHON = Stream(_PythonReader(), lambda value: random.setstate(_unpacked(value)))
-_NUMPY = Stream(_numpy, _numpy.write)
