@@ -22,7 +22,7 @@ __all__ = ["OrbaxBackend"]
 _METADATA = "_METADATA"
 _ITEM = "default"  # where a CheckpointManager of Orbax puts its only item
 _EXPANSION = 32768  # what zstd can make of a byte at the most: 128 KiB of one value are four bytes
-_GROUP = 32 << 20  # read at once; and written to one file, as Orbax has all of a file in memory before
+_GROUP = 32 << 20  # read at once; and in one file, which Orbax has in memory before it writes it
 
 
 class OrbaxBackend(StorageBackend):
