@@ -114,7 +114,7 @@ class MLflowLink(Link):
         status = _ENDS.get(context.event)
         if context.event is HookEvent.TRAIN_FAILED and "preempted" in context.data:
             status = "KILLED"  # it is by an exception that the signal's handler has ended training
-        if status == "KILLED":
+        if context.event is HookEvent.PREEMPTED:
             client.set_tag(run, "ckpt.step", str(context.step))
         if status is not None:
             client.set_terminated(run, status)
