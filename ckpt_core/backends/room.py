@@ -66,17 +66,18 @@ def laid_out(
 
 
 def _mapped(nbytes: int, folder: Path | None) -> Buffer:
+    where = str(folder or "no folder")
     try:
-        with tempfile.TemporaryFile(dir=folder) as file:
+        where = str(folder or tempfile.gettempdir())
+        with tempfile.TemporaryFile(dir=where) as file:
             _reserve(file.fileno(), nbytes)
             return np.frombuffer(mmap.mmap(file.fileno(), nbytes), np.uint8)
     except OSError as error:
-        where = folder or tempfile.gettempdir()
         advice = "free some" if folder else "free some, or name another folder in TMPDIR"
         raise StoreError(
             f"{nbytes} bytes of tensors do not find room in a file in {where} ({error}): {advice}",
             kind="full" if error.errno in _FULL else "io",
-            path=str(where),
+            path=where,
         ) from error
 
 

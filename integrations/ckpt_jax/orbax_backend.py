@@ -110,7 +110,7 @@ def _opened(path: Path) -> Iterator[tuple[Callable[[Any], Any], Any]]:
 
 
 def _check(folder: Path, leaves: Sequence[Any]) -> None:
-    least = 0
+    claimed = 0
     for leaf in leaves:
         name = PurePath(leaf.name)
         if name.is_absolute() or ".." in name.parts:
@@ -121,16 +121,14 @@ def _check(folder: Path, leaves: Sequence[Any]) -> None:
             )
         if _is_array(leaf):
             chunk = leaf.storage.chunk_shape if leaf.storage and leaf.storage.chunk_shape else leaf.shape
-            chunks = math.prod(
-                -(-length // max(1, part)) for length, part in zip(leaf.shape, chunk, strict=True)
-            )
-            least += chunks * -(-math.prod(chunk) * np.dtype(leaf.dtype).itemsize // _EXPANSION)
+            whole = [
+                -(-length // max(1, part)) * part for length, part in zip(leaf.shape, chunk, strict=True)
+            ]
+            claimed += math.prod(whole) * np.dtype(leaf.dtype).itemsize
     present = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    if least > present:
+    if claimed > present * _EXPANSION:
         raise CorruptionError(
-            f"{folder} claims {sum(map(_nbytes, filter(_is_array, leaves)))} bytes of arrays, which its {present} "
-            "cannot hold",
-            kind="size",
+            f"{folder} claims {claimed} bytes of arrays, which its {present} cannot hold", kind="size"
         )
 
 

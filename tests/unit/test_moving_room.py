@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -109,3 +110,17 @@ def test_members_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
         archive.filelist += [info] * 5
     with pytest.raises(CorruptionError, match=r"more bytes than it has"):
         NpzBackend().view_checkpoint(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_where_there_is_no_folder_for_it_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    def none() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(room, "_IN_MEMORY", 0)
+    monkeypatch.setattr(tempfile, "gettempdir", (lambda: str(tmp_path / "gone")) if there else none)
+    with pytest.raises(StoreError, match="gone" if there else "No usable") as caught:
+        room_for([100])
+    assert caught.value.kind == "io"

@@ -137,7 +137,7 @@ def rewritten(path: Path, **facts: Any) -> None:
     ("name", "facts", "said"),
     [
         ("params.w", {"shape": [1 << 30, 1 << 20]}, "claims"),
-        ("params.w", {"shape": [1 << 20, 4]}, "claims"),  # a chunk takes a byte at the least
+        ("params.w", {"shape": [1 << 20, 4]}, "damaged"),  # as much could be
         ("params.w", {"shape": [1 << 40, 4], "chunks": [1 << 40, 4]}, "claims"),
         ("params.w", {"chunks": [1 << 40, 4]}, "claims"),
         ("step", {"shape": [1 << 40], "chunks": [1 << 40]}, "no number"),
@@ -153,9 +153,12 @@ def test_what_is_claimed_to_be_large_is_held_against_the_files(
         getattr(OrbaxBackend(), method)(tmp_path / "x")
 
 
-def test_many_zeros_are_believed(tmp_path: Path) -> None:
-    zeros = {"w": np.zeros(8 << 20)}
-    OrbaxBackend().save_checkpoint(zeros, tmp_path / "x")
+@pytest.mark.parametrize("chunk_bytes", [None, 4096])
+def test_many_zeros_are_believed(tmp_path: Path, chunk_bytes: int | None) -> None:
+    zeros = {"w": np.zeros(8 << 20 if chunk_bytes is None else 1 << 20)}
+    args = ocp.args.PyTreeSave(zeros, save_args={"w": ocp.SaveArgs(chunk_byte_size=chunk_bytes)})
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "x", args=args)
     assert sum(file.stat().st_size for file in (tmp_path / "x").rglob("*") if file.is_file()) < 64 << 10
     assert same(OrbaxBackend().view_checkpoint(tmp_path / "x"), zeros)
 
