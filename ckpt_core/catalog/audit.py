@@ -19,7 +19,7 @@ from typing import Any
 from sqlalchemy import Connection, func, insert, select, update
 
 from ckpt_core import clock
-from ckpt_core.catalog.dialect import insert_new
+from ckpt_core.catalog.dialect import exactly, insert_new
 from ckpt_core.catalog.schema import audit_head, audit_log
 from ckpt_core.catalog.scope import STORE, current_store
 from ckpt_core.catalog.types import NAME_LENGTH, from_json, microseconds, tidy, to_json
@@ -93,7 +93,7 @@ def entries(
 ) -> list[AuditEntry]:
     """The newest entries, the newest first: all, or those of some events, each by itself found by an index."""
     found: list[AuditEntry] = []
-    mine = [_MINE] if subject is None else [_MINE, audit_log.c.subject == subject]
+    mine = [_MINE] if subject is None else [_MINE, exactly(connection, audit_log.c.subject) == subject]
     for only in [[audit_log.c.event == event] for event in sorted(set(events))] or [[]]:
         asked = [*mine, *only]
         rows = connection.execute(

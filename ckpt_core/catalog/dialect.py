@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, String, Table, Text
+from sqlalchemy import ColumnElement, Connection, Dialect, String, Table, Text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as LockTimeoutError
 from sqlalchemy.types import TypeEngine
@@ -23,6 +23,7 @@ __all__ = [
     "ends_at_changes_of_tables",
     "error_kind",
     "exact_text",
+    "exactly",
     "insert_new",
     "is_conflict",
     "long_text",
@@ -101,6 +102,12 @@ def long_text(dialect: Dialect) -> TypeEngine[Any]:
 
         return MEDIUMTEXT(charset="utf8mb4")
     return Text()
+
+
+def exactly(connection: Connection, column: ColumnElement[str]) -> ColumnElement[str]:
+    """A column of long text, to be compared by code points: MySQL's default is that of a dictionary."""
+    collation = getattr(exact_text(connection.dialect, 1), "collation", None)
+    return column if collation is None else column.collate(collation)
 
 
 def insert_new(connection: Connection, table: Table, rows: Sequence[Row]) -> None:
