@@ -102,8 +102,11 @@ class Process:
             self.say("locked" if error.kind == "locked" else f"bad {error!r}")
 
     def run(self, until: float) -> None:
+        """Everything once, however slow the machine, then what chance says until it is time."""
         work = [self.save] * 6 + [self.load] * 4 + [self.forget] * 4 + [self.prune]
         try:
+            for each in (*[self.save] * 4, self.load, self.forget, self.prune):
+                each()
             while time.monotonic() < until:
                 self.chance.choice(work)()
             self.manager.close()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ckpt_core import CheckpointManager, HookEvent, SaveNotDoneError, Session
+from ckpt_core import CheckpointManager, HookContext, HookEvent, SaveHandle, SaveNotDoneError, Session
 from ckpt_core.pipeline import staging
 from ckpt_core.stores import MemoryStore
 
@@ -36,13 +36,22 @@ class Lazy:
         return self.reason
 
 
+class Gate(threading.Event):
+    """Closed until it is set. Whoever comes to it is told of by `reached`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached = threading.Event()
+
+
 @pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
     """Copies on other threads than this one are made when it is set."""
-    gate, here, original = threading.Event(), threading.get_ident(), staging._copy
+    gate, here, original = Gate(), threading.get_ident(), staging._copy
 
     def copy(leaf: Any, out: Any) -> None:
         if threading.get_ident() != here:
+            gate.reached.set()
             assert gate.wait(60)
         original(leaf, out)
 
@@ -50,7 +59,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     return gate
 
 
-def test_a_save_returns_before_they_are_made_and_holds_what_was_there(gate: threading.Event) -> None:
+def test_a_save_returns_before_they_are_made_and_holds_what_was_there(gate: Gate) -> None:
     weights, buffer = np.ones(1000), np.ones(10)
     lazy = Lazy(weights)
     with CheckpointManager(MemoryStore(), experiment="x") as manager:
@@ -82,7 +91,7 @@ def test_copies_that_cannot_be_trusted_make_no_checkpoint(caplog: pytest.LogCapt
     assert "the save of step 1 was given up: somebody wrote to w" in caplog.text
 
 
-def test_not_this_time(gate: threading.Event) -> None:
+def test_not_this_time(gate: Gate) -> None:
     weights = np.ones(1000)
     lazy = Lazy(weights, ready=False)
     with CheckpointManager(MemoryStore(), experiment="x") as manager:
@@ -118,11 +127,21 @@ def test_an_error_of_a_late_copy_is_the_saves(monkeypatch: pytest.MonkeyPatch) -
         lazy.wait()
 
 
-def test_memory_of_a_save_that_was_replaced_is_not_used_again_too_early(gate: threading.Event) -> None:
+def test_memory_of_a_save_that_was_replaced_is_not_used_again_too_early(gate: Gate) -> None:
     one, two, three = (np.full(1000, value) for value in (1.0, 2.0, 3.0))
     with CheckpointManager(MemoryStore(), experiment="x", max_pending=2, on_busy="replace") as manager:
+        handles: list[SaveHandle] = []
+
+        def late(context: HookContext) -> None:
+            """The first is under way until the second was replaced."""
+            if context.step == 1:
+                handles[0].exception(60)
+
+        manager.hooks.register_hook(late, [HookEvent.AFTER_SAVE])
         first = manager.save({"w": one}, step=1, lazy=Lazy(one))
+        assert gate.reached.wait(60)
         second = manager.save({"w": two}, step=2, lazy=Lazy(two))
+        handles.append(second)
         opener = threading.Timer(0.05, gate.set)
         opener.start()
         third = manager.save({"w": three}, step=3)

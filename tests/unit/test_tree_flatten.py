@@ -178,7 +178,7 @@ def test_one_long_byte_string_in_two_places_is_stored_once() -> None:
         ("lone \ud800", "text", "save it as bytes"),
         ({"lone \ud800": 1}, "text", "save it as bytes"),
         (np.array([object()]), "unsupported", "no fixed bytes"),
-        ({1, Colour.RED}, "no-codec", r"\.value"),
+        (frozenset([Colour.RED]), "no-codec", r"\.value"),
     ],
     ids=lambda value: type(value).__name__ if " at 0x" in ascii(value) else ascii(value)[:40],
 )
