@@ -152,7 +152,10 @@ def _inline(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{json.dumps(key)} = {_inline(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(_inline(inner) for inner in value) + "]"
+        parts = []
+        for inner in value:  # one frame a level: some are hundreds deep
+            parts.append(_inline(inner))
+        return "[" + ", ".join(parts) + "]"
     return "1979-05-27" if value is None else json.dumps(value)
 
 
