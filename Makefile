@@ -17,21 +17,25 @@ STAMP := $(VENV)/.installed
 ifeq ($(BIN),$(VENV)/bin)
 READY := $(STAMP)
 endif
+TOX := .tools/bin/tox
+NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	|| { echo "ckpt-core needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..."; exit 1; }
 
-# Tests wait for the disk more than they compute: more of them than cores.
-PYTEST := "$(BIN)/pytest" -n 4 --dist worksteal
+# Tests wait for the disk more than they compute: more of them at a time than cores.
+WORKERS ?= 4
+PYTEST := "$(BIN)/pytest" -n $(WORKERS) --dist worksteal
 CORE_TESTS := $(wildcard $(addprefix tests/,unit contract stateful crash compat cli))
 SNIPPETS := tests/packaging/test_snippets.py tests/packaging/test_benchmarks.py
 FRAMEWORKS := $(addprefix test-,torch lightning transformers jax tensorflow frameworks)
 CELLS := test_killed_and_run_again and (TestContract or TestNative)
 EXACT := $(CURDIR)/build/exactness.jsonl
 CRASH := $(CURDIR)/build/crash.jsonl
-KERAS := keras-jax,keras-torch,keras-tensorflow
+KERAS := $(addprefix test-keras-,jax torch tensorflow)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup servers demo exact crash bits fuzz histories test lint types test-core test-wheel test-lean test-adapters $(FRAMEWORKS) \
-	test-links test-keras-jax test-keras-torch test-keras-tensorflow test-snippets format clean
+	test-links test-keras $(KERAS) format clean
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -39,8 +43,8 @@ help: ## list the targets
 setup: $(READY) ## make .venv and install everything for development
 
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "ckpt-core needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	@$(NEW_ENOUGH)
+	@echo "installing all frameworks and tools into $(VENV): this takes some minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
@@ -54,17 +58,24 @@ servers: ## install MariaDB and PostgreSQL, which tests start by themselves (Deb
 	test "$$(id -u)" = 0 || { echo "only root may install $$missing: sudo make servers" >&2; exit 1; }; \
 	apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $$missing > /dev/null
 
+$(TOX): tox.ini
+	@$(NEW_ENOUGH)
+	$(PYTHON) -m venv .tools
+	.tools/bin/python -m pip install --quiet 'tox>=4.30'
+	@touch $@
+
 demo: $(READY) ## train, kill, resume, compare bit for bit
 	"$(BIN)/python" examples/demo.py
 
-# The leanest checks come first, so that a slip shows in seconds; the closing lines are pytest's. mypy needs one
-# core for as long as tox, which installs on one, leaves the other alone: they run side by side.
-test: lint ## everything CI runs: lint, types, test-lean, test-adapters
+# The leanest checks come first, so that a slip shows in seconds. Then two lanes side by side, one with few packages
+# to install and one with all: while the one waits, the other computes. The first one's lines are shown at the end.
+test: $(TOX) ## everything CI runs: lint, types, test-lean, test-adapters, test-keras
 	@mkdir -p build
-	@$(MAKE) --no-print-directory types > build/types.log 2>&1 & types=$$!; \
-	$(MAKE) --no-print-directory test-lean; lean=$$?; \
-	wait $$types; types=$$?; cat build/types.log; \
-	$(MAKE) --no-print-directory test-adapters; exit $$((types + lean + $$?))
+	"$(TOX)" run -e lint
+	@$(MAKE) --no-print-directory test-lean WORKERS=2 > build/lean.log 2>&1 & lean=$$!; \
+	$(MAKE) --no-print-directory types test-adapters test-keras WORKERS=2; rest=$$?; \
+	wait $$lean; lean=$$?; cat build/lean.log; \
+	test $$rest = 0 || echo "make test: what ran in .venv failed, further up"; exit $$((lean + rest))
 
 lint: $(READY) ## ruff and the import floors
 	"$(BIN)/ruff" check
@@ -74,9 +85,8 @@ lint: $(READY) ## ruff and the import floors
 types: $(READY) ## mypy --strict
 	"$(BIN)/mypy"
 
-# Two environments at a time: one installs, on one core, while the other tests.
-test-lean: $(READY) ## tox: the core and the wheel without any framework; links; Keras with each backend alone
-	"$(BIN)/python" -m tox run-parallel --parallel 2 --parallel-live -e core,wheel,links,$(KERAS)
+test-lean: $(TOX) ## tox: the core and the wheel without any framework; links
+	WORKERS=$(WORKERS) "$(TOX)" run -e core,wheel,links
 
 test-core: $(READY) ## the core's tests, in the environment at hand
 	$(PYTEST) $(CORE_TESTS) $(PYTEST_ARGS)
@@ -88,15 +98,16 @@ test-wheel: $(READY) ## the built wheel, public names, import cost, documents
 $(FRAMEWORKS): test-%: $(READY) # one framework's adapter
 	$(PYTEST) tests/integrations/$* $(PYTEST_ARGS)
 
-test-keras-jax test-keras-torch test-keras-tensorflow: test-keras-%: $(READY) # Keras with one backend
-	KERAS_BACKEND=$* $(PYTEST) -m "not native" tests/integrations/keras $(PYTEST_ARGS)
+test-keras: $(KERAS) ## Keras with each backend, to which no other framework is there
+
+$(KERAS): test-keras-%: $(READY) # Keras with one backend
+	PYTHONPATH="$(CURDIR)/tests/alone" KERAS_BACKEND=$* $(PYTEST) -m "not native" tests/integrations/keras $(PYTEST_ARGS)
 
 test-links: $(READY) # trackers and monitors, and their page; one MLflow server
 	$(PYTEST) --dist loadfile tests/integrations/links tests/packaging/test_snippets.py -k links $(PYTEST_ARGS)
 
-# Three at a time: each process has most of the frameworks in its memory.
-test-adapters: $(READY) ## every adapter (Keras with one backend), and the documents that need one
-	KERAS_BACKEND=jax $(PYTEST) -n 3 -m "not native" tests/integrations $(SNIPPETS) --ignore tests/integrations/keras --ignore tests/integrations/links $(PYTEST_ARGS)
+test-adapters: $(READY) ## every adapter but that of Keras, and the documents that need one
+	KERAS_BACKEND=jax $(PYTEST) -m "not native" tests/integrations $(SNIPPETS) --ignore tests/integrations/keras --ignore tests/integrations/links $(PYTEST_ARGS)
 
 exact: $(READY) ## kill every adapter's training and the frameworks' own at six moments; the table of docs/exactness.md
 	mkdir -p build && rm -f $(EXACT)
@@ -127,6 +138,6 @@ format: $(READY) ## let ruff format and fix
 	"$(BIN)/ruff" format
 
 clean: ## remove environments, caches and build results
-	rm -rf $(VENV) .tox dist build demo-run .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+	rm -rf $(VENV) .tools .tox dist build demo-run .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 		.import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
