@@ -31,6 +31,7 @@ class WandbLink(Link):
         HookEvent.AFTER_SAVE,
         HookEvent.NEW_BEST,
         HookEvent.TRAIN_FAILED,
+        HookEvent.PREEMPTED,
     )
     timeout = 120.0
 
@@ -61,6 +62,8 @@ class WandbLink(Link):
             self._refer(run, context.checkpoint, best)
         if context.metrics and context.event is not HookEvent.NEW_BEST:
             run.log({**context.metrics, "trainer/step": context.step})
+        if context.event is HookEvent.PREEMPTED:
+            run.mark_preempting()  # W&B then tells a run that ends with an error, or is heard of no more, as preempted
         if context.event is HookEvent.TRAIN_FAILED:
             self._failed = True
 

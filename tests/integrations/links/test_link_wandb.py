@@ -128,3 +128,18 @@ def test_one_link_for_two_trainings_tells_how_each_has_ended(store_path, tmp_pat
         if record.WhichOneof("record_type") == "exit"
     ]
     assert sorted(found) == [0, 1]
+
+
+def test_a_preemption_is_told_before_the_run_ends(store_path, tmp_path):
+    link = WandbLink(project="digits")
+    with CheckpointManager(store_path, experiment="x", hooks=[link]) as manager:
+        for event in (HookEvent.STEP_END, HookEvent.PREEMPTED, HookEvent.TRAIN_FAILED):
+            manager.hooks.fire(
+                HookContext(event, experiment="x", step=1, data={"preempted": 15}, metrics={"loss": 1.0})
+            )
+    kinds = [record.WhichOneof("record_type") for record in records(tmp_path)]
+    assert kinds.count("preempting") == 1
+    assert kinds.index("preempting") < kinds.index("exit")
+    assert [
+        record.exit.exit_code for record in records(tmp_path) if record.WhichOneof("record_type") == "exit"
+    ] == [1]
