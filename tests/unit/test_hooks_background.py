@@ -333,14 +333,19 @@ def test_one_that_was_never_told_whose_it_is_is_not_told_that_it_is_over():
 
 @pytest.mark.parametrize("closed", [False, True])
 def test_what_is_queued_of_one_that_is_unregistered_comes_before_its_end(gate, closed):
-    manager, told = (
-        HookManager([background("first")(lambda context: gate.wait(LONG))], background_limit=2),
-        [],
-    )
+    begun, told = threading.Event(), []
+
+    @background("first")
+    def first(context):
+        begun.set()
+        gate.wait(LONG)
+
+    manager = HookManager([first], background_limit=2)
     manager.serve("the manager")
     hook = manager.register_hook(Attached(told, priority=HookPriority.BACKGROUND))
-    manager.fire(at(1))  # the first holds the worker: the second waits, with whatever comes after it
-    manager.fire(at(2))
+    manager.fire(at(1))
+    assert begun.wait(LONG)  # it holds the worker: the second waits, with whatever comes after it
+    manager.fire(at(2))  # and with the first's next call the queue is full
     manager.unregister_hook(hook)
     assert told == []
     if closed:
