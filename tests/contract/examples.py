@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import runpy
 import subprocess
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_core import CheckpointManager
-from contract.training import PRELOAD, SECONDS, forget_logging
+from contract.training import SECONDS, forget_logging, server
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -34,10 +33,8 @@ def run_killed(script: str, store: Path, *arguments: str, after: str) -> str:
 def run(script: str, store: Path, *arguments: str, preload: tuple[str, ...] = ()) -> str:
     """Run an example to its end, in a process forked off one that has imported its frameworks."""
     output = store.with_suffix(".output")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*PRELOAD, *preload])
     argv = [str(EXAMPLES / script), "--store", str(store), *arguments]
-    process = context.Process(target=_child, args=(argv, str(output)))
+    process = server(preload).Process(target=_child, args=(argv, str(output)))
     process.start()
     process.join(SECONDS)
     if process.exitcode is None:

@@ -17,6 +17,8 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,24 @@ PRELOAD = (
 )  # fmt: skip
 """What the server imports before it forks; `Training.preload` adds to it."""
 SECONDS = 120.0
+
+
+def server(preload: Sequence[str]) -> ForkServerContext:
+    """What starts processes that have imported PRELOAD and these.
+
+    Python has one such server, which imports nothing more once it runs: where the last test wanted other modules, it
+    is left to end, and a new one begins. Else each process would import its framework by itself, which takes seconds.
+    """
+    wanted = [*PRELOAD, *preload]
+    context = multiprocessing.get_context("forkserver")
+    running = forkserver._forkserver
+    if running._forkserver_pid is not None and running._preload_modules != wanted:
+        os.close(
+            running._forkserver_alive_fd
+        )  # it ends with the last of its processes, which nobody waits for here
+        running._forkserver_pid = running._forkserver_alive_fd = running._forkserver_address = None
+    context.set_forkserver_preload(wanted)
+    return context
 
 
 class Report:
@@ -110,10 +130,8 @@ class Training:
         report, output = self.folder / f"report-{number}", self.folder / f"output-{number}"
         report.touch()
         options = {"store": str(self.folder / "store"), "report": str(report), **self.options, **more}
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([*PRELOAD, *self.preload])
         arguments = (str(self.script), options, str(output), dict(self.environment))
-        process = context.Process(target=_child, args=arguments)
+        process = server(self.preload).Process(target=_child, args=arguments)
         process.start()
         process.join(SECONDS)
         if process.exitcode is None:
