@@ -73,7 +73,7 @@ test: $(TOX) ## everything CI runs: lint, types, test-lean, test-adapters, test-
 	@mkdir -p build
 	"$(TOX)" run -e lint
 	@$(MAKE) --no-print-directory test-lean WORKERS=2 > build/lean.log 2>&1 & lean=$$!; \
-	$(MAKE) --no-print-directory types test-adapters test-keras WORKERS=2; rest=$$?; \
+	$(MAKE) --no-print-directory --keep-going types test-adapters test-keras WORKERS=2; rest=$$?; \
 	wait $$lean; lean=$$?; cat build/lean.log; \
 	test $$rest = 0 || echo "make test: what ran in .venv failed, further up"; exit $$((lean + rest))
 
