@@ -56,6 +56,7 @@ class Nursery:
         select.select([], [], [], delay)  # not until the pipe says more: death may come at any instant
         os.kill(child, signal.SIGKILL)
         assert int(self._process.stdout.readline()) == -signal.SIGKILL, said.decode()
+        os.set_blocking(reading, True)  # what it had begun to start may hold the pipe for a moment more
         while part := os.read(reading, 1 << 16):
             said += part
         os.close(reading)
