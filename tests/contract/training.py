@@ -34,15 +34,17 @@ def server(preload: Sequence[str]) -> ForkServerContext:
     """What starts processes that have imported PRELOAD and these.
 
     Python has one such server, which imports nothing more once it runs: where the last test wanted other modules, it
-    is left to end, and a new one begins. Else each process would import its framework by itself, which takes seconds.
+    makes room for a new one. Else each process would import its framework by itself, which takes seconds.
     """
     wanted = [*PRELOAD, *preload]
     context = multiprocessing.get_context("forkserver")
     running = forkserver._forkserver
     if running._forkserver_pid is not None and running._preload_modules != wanted:
-        os.close(
-            running._forkserver_alive_fd
-        )  # it ends with the last of its processes, which nobody waits for here
+        os.kill(
+            running._forkserver_pid, signal.SIGKILL
+        )  # asked to end, it would wait for all that came of it
+        os.waitpid(running._forkserver_pid, 0)
+        os.close(running._forkserver_alive_fd)
         running._forkserver_pid = running._forkserver_alive_fd = running._forkserver_address = None
     context.set_forkserver_preload(wanted)
     return context

