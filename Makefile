@@ -61,7 +61,7 @@ servers: ## install MariaDB and PostgreSQL, which tests start by themselves (Deb
 $(TOX): tox.ini
 	@$(NEW_ENOUGH)
 	$(PYTHON) -m venv .tools
-	.tools/bin/python -m pip install --quiet 'tox>=4.30'
+	.tools/bin/python -m pip install --quiet tox
 	@touch $@
 
 demo: $(READY) ## train, kill, resume, compare bit for bit

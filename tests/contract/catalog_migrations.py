@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -30,6 +31,51 @@ def fill(catalog: Catalog) -> None:
     catalog.record_check(uid(1), "full", "ok", {"a": [1, "🧪"]})
     for number in range(3):
         catalog.audit("save", uid(number), "ok", {"é": number})
+
+
+@contextmanager
+def interrupted(
+    database: Database, at: Callable[[str], bool], error: type[Exception] = CatalogError
+) -> Iterator[None]:
+    """The power goes at each statement of which `at` says so, and what is done within ends with that."""
+
+    def interrupt(_c: Any, _u: Any, statement: str, _p: Any, _x: Any, _m: bool) -> None:
+        if at(" ".join(statement.split())):
+            raise ZeroDivisionError("the power went")
+
+    event.listen(database.engine, "before_cursor_execute", interrupt)
+    try:
+        with pytest.raises(error, match="the power went") as caught:
+            yield
+    finally:
+        event.remove(database.engine, "before_cursor_execute", interrupt)
+    assert getattr(caught.value, "kind", "migration") == "migration"
+
+
+def behind_changes(count: int) -> Callable[[str], bool]:
+    """At a change of tables, when so many were made."""
+    made = 0
+
+    def at(statement: str) -> bool:
+        nonlocal made
+        change = statement.startswith(("CREATE", "ALTER", "DROP", "INSERT INTO stores"))
+        made += change
+        return change and made > count
+
+    return at
+
+
+def behind(last: str) -> Callable[[str], bool]:
+    """At the next statement that changes anything, when one that begins so was made."""
+    done = False
+
+    def at(statement: str) -> bool:
+        nonlocal done
+        now = done and not statement.startswith("SELECT")
+        done = statement.startswith(last)
+        return now
+
+    return at
 
 
 class MigrationsContract:
@@ -93,20 +139,8 @@ class MigrationsContract:
             fill(catalog)
             before = everything(catalog)
         migrate.take_back(database, EARLIER[0])
-        changes = 0
-
-        def interrupt(_c: Any, _u: Any, statement: str, _p: Any, _x: Any, _m: bool) -> None:
-            nonlocal changes
-            change = statement.lstrip().startswith(("CREATE", "ALTER", "DROP", "INSERT INTO stores"))
-            changes += change
-            if change and changes > after:
-                raise ZeroDivisionError("the power went")
-
-        event.listen(database.engine, "before_cursor_execute", interrupt)
-        with pytest.raises(CatalogError, match="the power went") as caught:
+        with interrupted(database, behind_changes(after)):
             migrate.bring_up_to_date(database)
-        event.remove(database.engine, "before_cursor_execute", interrupt)
-        assert caught.value.kind == "migration"
         with Catalog.open(fresh) as catalog:
             assert everything(catalog) == before
             assert catalog.verify_audit() is None
@@ -129,18 +163,8 @@ class MigrationsContract:
         with Catalog.open(fresh, store="01STORE") as catalog:
             before = everything(catalog)
         migrate.take_back(database, "0003")
-        done = False
-
-        def interrupt(_c: Any, _u: Any, statement: str, _p: Any, _x: Any, _m: bool) -> None:
-            nonlocal done
-            if done and not statement.startswith("SELECT"):
-                raise ZeroDivisionError("the power went")
-            done = " ".join(statement.split()).startswith(last)
-
-        event.listen(database.engine, "before_cursor_execute", interrupt)
-        with pytest.raises(CatalogError, match="the power went"):
+        with interrupted(database, behind(last)):
             migrate.take_back(database, "0002")
-        event.remove(database.engine, "before_cursor_execute", interrupt)
         migrate.take_back(database, "0002")
         with database.reading() as connection:
             assert connection.scalar(text("SELECT version_num FROM catalog_version")) == "0002"
@@ -157,18 +181,8 @@ class MigrationsContract:
         with Catalog.open(fresh, store="01STORE") as catalog:
             fill(catalog)
             before = everything(catalog)
-        done = False
-
-        def interrupt(_c: Any, _u: Any, statement: str, _p: Any, _x: Any, _m: bool) -> None:
-            nonlocal done
-            if done and not statement.startswith("SELECT"):
-                raise ZeroDivisionError("the power went")
-            done = " ".join(statement.split()).startswith(last)
-
-        event.listen(database.engine, "before_cursor_execute", interrupt)
-        with pytest.raises(CatalogError, match="the power went"):
+        with interrupted(database, behind(last)):
             migrate.take_back(database, "0002")
-        event.remove(database.engine, "before_cursor_execute", interrupt)
         half = migrate.revision(database)
         undone = half in schema.REVISIONS  # the other mark means nothing to an earlier version
         assert half == (schema.HEAD if undone else "on its way to 0002")
@@ -186,19 +200,8 @@ class MigrationsContract:
     def test_a_catalog_whose_making_was_interrupted_is_made(
         self, fresh: str, database: Database, after: int
     ) -> None:
-        changes = 0
-
-        def interrupt(_c: Any, _u: Any, statement: str, _p: Any, _x: Any, _m: bool) -> None:
-            nonlocal changes
-            change = statement.lstrip().startswith("CREATE")
-            changes += change
-            if change and changes > after:
-                raise ZeroDivisionError("the power went")
-
-        event.listen(database.engine, "before_cursor_execute", interrupt)
-        with pytest.raises(ZeroDivisionError):
+        with interrupted(database, behind_changes(after), ZeroDivisionError):
             migrate.bring_up_to_date(database)
-        event.remove(database.engine, "before_cursor_execute", interrupt)
         with Catalog.open(fresh) as catalog:
             fill(catalog)
             assert catalog.verify_audit() is None
